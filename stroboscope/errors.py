@@ -1,0 +1,77 @@
+"""Every error of ours, in one low file; each carries its evidence as attributes.
+
+    StroboscopeError
+    ├── SettingsError            a wrong setting; raised at start-up
+    │   └── WeakKeyError         a signing key that could be guessed
+    ├── LabelError               a label key or value out of bounds
+    ├── EngineError
+    │   ├── EngineUnavailable    no sampler can run here, and why
+    │   └── WindowsExhausted     every shared sampling window is taken
+    ├── ProfileError             data that cannot become a profile
+    │   └── ProfileFormatError   bytes that are not a profile
+    └── AccessError
+        ├── Unauthenticated      no valid token
+        └── Forbidden            a valid token without the scope
+"""
+
+
+class StroboscopeError(Exception):
+    """Base of everything this library raises on purpose."""
+
+
+class SettingsError(StroboscopeError, ValueError):
+    """A setting is wrong. Raised at start-up, never in a request."""
+
+
+class WeakKeyError(SettingsError):
+    """A signing key is too short, too regular or publicly known."""
+
+
+class LabelError(StroboscopeError, ValueError):
+    """A label key or value is out of bounds where it was defined."""
+
+
+class EngineError(StroboscopeError):
+    """The sampling engine refused."""
+
+
+class EngineUnavailable(EngineError):
+    """No sampler can run in this process now; the message says why."""
+
+
+class WindowsExhausted(EngineError):
+    """All sampling windows are in use.
+
+    `retry_after_s` is the time until the first of them ends, at least 1.
+    """
+
+    def __init__(self, message: str, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class ProfileError(StroboscopeError, ValueError):
+    """Data cannot become a profile, or a profile does not hold what was asked."""
+
+
+class ProfileFormatError(ProfileError):
+    """Bytes are not a readable pprof profile."""
+
+
+class AccessError(StroboscopeError):
+    """A request to the debug surface is refused.
+
+    `cause` is for the audit log only: the client sees one constant text.
+    """
+
+    def __init__(self, cause: str) -> None:
+        super().__init__(cause)
+        self.cause = cause
+
+
+class Unauthenticated(AccessError):
+    """No token, or none that is valid here and now."""
+
+
+class Forbidden(AccessError):
+    """The token is valid and lacks the scope."""

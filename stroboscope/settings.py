@@ -1,0 +1,164 @@
+"""Configuration: one frozen value, validated when made, read once at start-up.
+
+Nothing here looks at the environment by itself; integrations call
+`Settings.from_environ(os.environ)` when the user installs the middleware.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from stroboscope.errors import SettingsError
+
+#: Go's pprof default; the kernel's tick caps what can be had (250 Hz is common).
+CPU_HZ_MAX = 1000
+#: Silent responses longer than this die in the 60 s idle timeout of most proxies.
+PROFILE_SECONDS_CAP = 60.0
+LABEL_SETS_CAP = 512
+WINDOWS_CAP = 4
+
+_PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)+")
+_SERVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Everything a user can choose. Every field has a safe default.
+
+    Raises: SettingsError when a value is out of range.
+    """
+
+    #: Signing keys, oldest first; the newest signs. Empty: the surface is off.
+    keys: tuple[str, ...] = field(default=(), repr=False)
+    #: Audience of tokens; a token of another service is refused.
+    service: str = "default"
+    #: Where the surface is mounted, no trailing slash.
+    prefix: str = "/debug"
+    #: Requested samples per second of CPU time and thread.
+    cpu_hz: int = 100
+    #: Longest profile, in seconds; longer requests are clamped and say so.
+    profile_seconds_cap: float = PROFILE_SECONDS_CAP
+    #: Captures that may share the sampler at once.
+    windows: int = WINDOWS_CAP
+    #: Distinct label sets alive at once; beyond it `(overflow)`.
+    label_sets: int = LABEL_SETS_CAP
+    #: Finds the tenant of a request: called with the ASGI scope, the WSGI environ
+    #: or the Django request; returns its id or None. May raise: then no label.
+    tenant: Callable[[Any], str | None] | None = None
+    #: Tenants shown by name. Empty: the `tenant_top` heaviest are found at run time.
+    tenants: tuple[str, ...] = ()
+    #: How many heavy tenants get a bucket of their own when `tenants` is empty.
+    tenant_top: int = 20
+    #: Show keyed hashes instead of tenant ids. Needs a key.
+    hash_tenants: bool = False
+    #: Upper bounds of the `latency` label in seconds, ascending.
+    latency_buckets: tuple[float, ...] = (0.1, 1.0)
+    #: Labels given to every request, such as a role.
+    labels: Mapping[str, str] = field(default_factory=dict)
+    #: Prepended to the keys of request labels (endpoint, method, tenant, …).
+    label_prefix: str = ""
+
+    def __post_init__(self) -> None:
+        _require(0 < self.cpu_hz <= CPU_HZ_MAX, "cpu_hz", self.cpu_hz, "1 to 1000")
+        cap = self.profile_seconds_cap
+        _require(
+            math.isfinite(cap) and 0 < cap <= 3600, "profile_seconds_cap", cap, "0..3600"
+        )
+        _require(1 <= self.windows <= 16, "windows", self.windows, "1 to 16")
+        _require(
+            1 <= self.label_sets <= 65536, "label_sets", self.label_sets, "1 to 65536"
+        )
+        _require(
+            0 <= self.tenant_top <= 256, "tenant_top", self.tenant_top, "0 to 256"
+        )
+        _require(
+            _PREFIX.fullmatch(self.prefix) is not None,
+            "prefix",
+            self.prefix,
+            "a path such as /debug",
+        )
+        _require(
+            _SERVICE.fullmatch(self.service) is not None,
+            "service",
+            self.service,
+            "letters, digits, '-', '_' and '.', at most 64",
+        )
+        bounds = self.latency_buckets
+        ascending = all(a < b for a, b in zip(bounds, bounds[1:], strict=False))
+        _require(
+            ascending and all(b > 0 and math.isfinite(b) for b in bounds),
+            "latency_buckets",
+            bounds,
+            "ascending positive seconds",
+        )
+        _require(
+            not self.hash_tenants or bool(self.keys),
+            "hash_tenants",
+            self.hash_tenants,
+            "true only with a key",
+        )
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str], **overrides: object) -> Settings:
+        """Read `STROBOSCOPE_*`; keyword arguments win over the environment.
+
+        Raises: SettingsError for an unknown keyword or an unreadable value.
+        """
+        known = {f.name for f in fields(cls)}
+        unknown = overrides.keys() - known
+        if unknown:
+            raise SettingsError(
+                f"unknown settings {sorted(unknown)}; known are {sorted(known)}"
+            )
+        values: dict[str, Any] = {}
+        for name, parse in _FROM_TEXT.items():
+            variable = f"STROBOSCOPE_{name.upper()}"
+            text = environ.get(variable, "").strip()
+            if text:
+                try:
+                    values[name] = parse(text)
+                except ValueError as error:
+                    # Keys must not reach a log by way of an error message.
+                    raise SettingsError(f"{variable} cannot be read") from error
+        return cls(**{**values, **overrides})
+
+
+def _require(holds: bool, name: str, value: object, allowed: str) -> None:
+    if not holds:
+        raise SettingsError(f"{name} is {value!r}; allowed: {allowed}")
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.replace(",", " ").split())
+
+
+def _seconds(text: str) -> tuple[float, ...]:
+    return tuple(float(word) for word in _words(text))
+
+
+def _flag(text: str) -> bool:
+    values = {"1": True, "true": True, "yes": True, "0": False, "false": False}
+    values["no"] = False
+    if text.lower() not in values:
+        raise ValueError(text)
+    return values[text.lower()]
+
+
+_FROM_TEXT: dict[str, Callable[[str], object]] = {
+    "keys": _words,
+    "service": str,
+    "prefix": str,
+    "cpu_hz": int,
+    "profile_seconds_cap": float,
+    "windows": int,
+    "label_sets": int,
+    "tenants": _words,
+    "tenant_top": int,
+    "hash_tenants": _flag,
+    "latency_buckets": _seconds,
+    "label_prefix": str,
+}
