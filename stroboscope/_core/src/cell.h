@@ -1,0 +1,39 @@
+/* The per-request object that the ContextVar holds, and how a handler finds it. */
+#ifndef SB_CELL_H
+#define SB_CELL_H
+
+#include <Python.h>
+#include <stdatomic.h>
+#include <stdint.h>
+
+typedef struct sb_cell {
+    PyObject_HEAD
+    uint64_t serial;
+    struct sb_cell *parent; /* strong, or NULL */
+    PyObject *labels;       /* strong, or NULL: this cell's overlay */
+    PyObject *source;       /* strong, or NULL: finds late labels */
+    struct sb_cell *previous, *next; /* all live cells */
+    atomic_uchar sampled;
+    uint32_t published; /* the epoch of the last publication */
+} sb_cell;
+
+/* Make the type and the ContextVar, learn the HAMT's node types. 0, or -1 with an
+ * exception. Adds LabelCell and LABELS to the module. */
+int sb_cells_init(PyObject *module);
+int sb_cells_traverse(visitproc visit, void *arg);
+void sb_cells_clear(void);
+
+/* The cell of a context as the handler sees it, or NULL. Only reads; may fault. */
+sb_cell *sb_cell_of_context(PyObject *context);
+/* Compare the above with ContextVar.get in contexts of 1, 17 and 200 variables.
+ * 1 when equal, 0 when this interpreter's layout is unknown, -1 with an exception. */
+int sb_cells_check(void);
+
+/* List of live cells under which a sample was taken (new reference, or NULL). */
+PyObject *sb_cells_live_sampled(void);
+/* Overlays of a serial, root first: new tuple, empty when unknown; NULL on error. */
+PyObject *sb_chain_of(uint64_t serial);
+/* Whether published labels are kept: while any window is open. Off drops them all. */
+void sb_publishing(int on);
+
+#endif

@@ -1,0 +1,135 @@
+/* Every difference between CPython versions, and the only file that sees its internals.
+ *
+ * The readers below run inside a signal handler, on the thread they read, under the
+ * guard of guard.c: a stale pointer may fault, and then the sample is lost.
+ * Source: Include/internal of CPython 3.11 to 3.15.
+ */
+#ifndef SB_COMPAT_H
+#define SB_COMPAT_H
+
+#define Py_BUILD_CORE 1
+#include <Python.h>
+#if PY_VERSION_HEX >= 0x030e0000
+#include "internal/pycore_interpframe_structs.h"
+#include "internal/pycore_interpframe.h"
+#else
+#include "internal/pycore_frame.h"
+#endif
+#include "internal/pycore_code.h"
+
+typedef struct _PyInterpreterFrame sb_frame;
+
+static inline sb_frame *
+sb_current_frame(PyThreadState *tstate)
+{
+#if PY_VERSION_HEX >= 0x030d0000
+    return tstate->current_frame;
+#else
+    return tstate->cframe ? tstate->cframe->current_frame : NULL;
+#endif
+}
+
+/* The frame's executable, or NULL for the interpreter's own entry frames. */
+static inline PyObject *
+sb_frame_executable(sb_frame *frame)
+{
+#if PY_VERSION_HEX >= 0x030e0000
+    return (PyObject *)(frame->f_executable.bits & ~(uintptr_t)3);
+#elif PY_VERSION_HEX >= 0x030d0000
+    return frame->f_executable;
+#elif PY_VERSION_HEX >= 0x030c0000
+    return frame->owner == FRAME_OWNED_BY_CSTACK ? NULL : (PyObject *)frame->f_code;
+#else
+    return (PyObject *)frame->f_code;
+#endif
+}
+
+static inline void *
+sb_frame_instruction(sb_frame *frame)
+{
+#if PY_VERSION_HEX >= 0x030d0000
+    return frame->instr_ptr;
+#else
+    return frame->prev_instr;
+#endif
+}
+
+static inline sb_frame *
+sb_frame_previous(sb_frame *frame)
+{
+    return frame->previous;
+}
+
+/* False for a code object whose last reference is gone. On 3.11 a frame stays current
+ * while its code is freed; a freed block then holds an allocator link or zero where the
+ * count was, and no link fits into 32 bits. From 3.12 a frame is unlinked first.
+ */
+static inline int
+sb_code_is_live(PyObject *object)
+{
+#if PY_VERSION_HEX >= 0x030e0000
+    return *(uint32_t *)&object->ob_refcnt != 0;
+#else
+    return object->ob_refcnt > 0 && object->ob_refcnt <= (Py_ssize_t)UINT32_MAX;
+#endif
+}
+
+/* Byte offset of the instruction in its code, or -1 where it cannot be one. */
+static inline int32_t
+sb_code_offset(PyCodeObject *code, void *instruction)
+{
+    ptrdiff_t offset = (char *)instruction - (char *)_PyCode_CODE(code);
+    ptrdiff_t size = Py_SIZE(code) * (ptrdiff_t)sizeof(_Py_CODEUNIT);
+    return offset >= 0 && offset < size ? (int32_t)offset : -1;
+}
+
+/* Call `hook` with the GIL before a code object of this interpreter goes away.
+ * Returns 0, or -1 with an exception. 3.11 has no watchers: there the type's
+ * destructor is replaced, which is what a watcher amounts to.
+ */
+typedef void (*sb_code_death_hook)(void);
+static sb_code_death_hook sb_death_hook;
+
+#if PY_VERSION_HEX >= 0x030c0000
+static int
+sb_code_event(PyCodeEvent event, PyCodeObject *Py_UNUSED(code))
+{
+    if (event == PY_CODE_EVENT_DESTROY) {
+        sb_death_hook();
+    }
+    return 0;
+}
+
+static int
+sb_watch_code_deaths(sb_code_death_hook hook)
+{
+    static int watcher = -1;
+    sb_death_hook = hook;
+    if (watcher < 0) {
+        watcher = PyCode_AddWatcher(sb_code_event);
+    }
+    return watcher < 0 ? -1 : 0;
+}
+#else
+static destructor sb_code_dealloc_original;
+
+static void
+sb_code_dealloc(PyObject *code)
+{
+    sb_death_hook();
+    sb_code_dealloc_original(code);
+}
+
+static int
+sb_watch_code_deaths(sb_code_death_hook hook)
+{
+    sb_death_hook = hook;
+    if (PyCode_Type.tp_dealloc != sb_code_dealloc) {
+        sb_code_dealloc_original = PyCode_Type.tp_dealloc;
+        PyCode_Type.tp_dealloc = sb_code_dealloc;
+    }
+    return 0;
+}
+#endif
+
+#endif

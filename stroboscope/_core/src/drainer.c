@@ -1,0 +1,111 @@
+#define _GNU_SOURCE
+#include "drainer.h"
+
+#include <Python.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+
+#include "sampler.h"
+#include "window.h"
+
+static pthread_t thread;
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t wake;
+static int running;  /* GIL */
+static int stopping; /* lock */
+static atomic_int robbed;
+
+/* Wait one period; 0 when it is time to end. */
+static int
+rest(void)
+{
+    struct timespec until;
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_nsec += SB_DRAIN_PERIOD_NS;
+    if (until.tv_nsec >= 1000000000) {
+        until.tv_nsec -= 1000000000;
+        until.tv_sec++;
+    }
+    pthread_mutex_lock(&lock);
+    while (!stopping && pthread_cond_timedwait(&wake, &lock, &until) == 0) {
+    }
+    int go_on = !stopping;
+    pthread_mutex_unlock(&lock);
+    return go_on;
+}
+
+static void *
+drain(void *Py_UNUSED(argument))
+{
+    PyGILState_STATE gil = PyGILState_Ensure();
+    sb_sampler_exclude_current();
+    for (;;) {
+        PyThreadState *saved = PyEval_SaveThread();
+        int go_on = rest();
+        PyEval_RestoreThread(saved);
+        if (!go_on) {
+            break;
+        }
+        sb_windows_drain();
+        if (sb_sampler_tend() < 0) {
+            atomic_store(&robbed, 1);
+        }
+    }
+    PyGILState_Release(gil);
+    return NULL;
+}
+
+int
+sb_drainer_start(void)
+{
+    pthread_condattr_t monotonic;
+    pthread_condattr_init(&monotonic);
+    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+    pthread_cond_init(&wake, &monotonic);
+    pthread_condattr_destroy(&monotonic);
+    stopping = 0;
+    atomic_store(&robbed, 0);
+    /* The application's signals belong to the application's threads. */
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    int failed = pthread_create(&thread, NULL, drain, NULL);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (failed) {
+        PyErr_SetString(PyExc_RuntimeError, "cannot start the drainer thread");
+        return -1;
+    }
+    running = 1;
+    return 0;
+}
+
+void
+sb_drainer_stop(void)
+{
+    if (!running) {
+        return;
+    }
+    running = 0;
+    pthread_mutex_lock(&lock);
+    stopping = 1;
+    pthread_cond_signal(&wake);
+    pthread_mutex_unlock(&lock);
+    Py_BEGIN_ALLOW_THREADS
+    pthread_join(thread, NULL);
+    Py_END_ALLOW_THREADS
+    pthread_cond_destroy(&wake);
+}
+
+void
+sb_drainer_after_fork(void)
+{
+    running = 0;
+    pthread_mutex_init(&lock, NULL);
+}
+
+int
+sb_drainer_was_robbed(void)
+{
+    return atomic_load(&robbed);
+}

@@ -1,0 +1,20 @@
+/* Reads that may fault: a bad pointer costs the sample, never the process.
+ *
+ * While armed on a thread, SIGSEGV and SIGBUS of that thread jump back to the caller's
+ * sigsetjmp. At all other times they go to whoever handled them before us.
+ */
+#ifndef SB_GUARD_H
+#define SB_GUARD_H
+
+#include <setjmp.h>
+
+/* Take both signals, remembering their handlers. 0, or -1 with errno. */
+int sb_guard_install(void);
+/* Give them back, unless somebody took them after us. */
+void sb_guard_remove(void);
+/* Whether a fault would reach us now. Async-signal-safe. */
+int sb_guard_holds(void);
+/* Arm with a jump buffer, disarm with NULL. Async-signal-safe. */
+void sb_guard_arm(sigjmp_buf *jump);
+
+#endif

@@ -1,0 +1,300 @@
+/* The C engine's door: LabelCell, LABELS and the calls that stroboscope._core.native
+ * makes. An implementation detail; please do not use it directly.
+ *
+ * State is the process's, not the module's: signals, timers and their handler are.
+ * Hence one interpreter only.
+ */
+#include <Python.h>
+#include <structmember.h>
+
+#include "cell.h"
+#include "drainer.h"
+#include "sampler.h"
+#include "window.h"
+
+static PyObject *
+start(PyObject *Py_UNUSED(module), PyObject *argument)
+{
+    unsigned long long period_ns = PyLong_AsUnsignedLongLong(argument);
+    if (PyErr_Occurred()) {
+        return NULL;
+    }
+    if (period_ns < 100000 || sb_sampler_active()) {
+        PyErr_SetString(PyExc_ValueError, "period below 100 us, or already started");
+        return NULL;
+    }
+    if (sb_sampler_start(period_ns, sb_windows_before_code_dies) < 0) {
+        return NULL;
+    }
+    sb_publishing(1);
+    if (sb_drainer_start() < 0) {
+        sb_sampler_stop();
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+stop(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+    sb_drainer_stop();
+    sb_sampler_stop();
+    sb_windows_drain();
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+forget(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+    sb_publishing(0);
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+check(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+    int equal = sb_sampler_check();
+    return equal < 0 ? NULL : PyBool_FromLong(equal);
+}
+
+static PyObject *
+after_fork(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+    sb_sampler_after_fork();
+    sb_drainer_after_fork();
+    sb_windows_after_fork();
+    sb_publishing(0);
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+exclude_current_thread(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+    sb_sampler_exclude_current();
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+info(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+    sb_counters now = sb_sampler_counters();
+#define N(field) #field, (unsigned long long)now.field
+    return Py_BuildValue("{s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:i,s:i,s:i}",
+                         N(samples), N(overruns), N(lost_full), N(lost_fault),
+                         N(lost_unguarded), N(stray), N(foreign), N(handler_ns),
+                         N(threads), N(threads_refused), "active", sb_sampler_active(),
+                         "sigprof", sb_sigprof_owner(), "robbed",
+                         sb_drainer_was_robbed());
+#undef N
+}
+
+static PyObject *
+window_open(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+    int handle = sb_window_open();
+    if (handle < 0) {
+        PyErr_SetString(PyExc_RuntimeError, "all windows are in use");
+        return NULL;
+    }
+    return PyLong_FromLong(handle);
+}
+
+/* The handle, or -1 with an exception. */
+static int
+handle_of(PyObject *argument)
+{
+    long handle = PyLong_AsLong(argument);
+    if (handle < 0 || handle >= SB_WINDOWS_MAX) {
+        if (!PyErr_Occurred()) {
+            PyErr_SetString(PyExc_ValueError, "no such window");
+        }
+        return -1;
+    }
+    return (int)handle;
+}
+
+static PyObject *
+window_stop(PyObject *Py_UNUSED(module), PyObject *argument)
+{
+    int handle = handle_of(argument);
+    if (handle < 0) {
+        return NULL;
+    }
+    sb_window_stop(handle);
+    return sb_window_extent(handle);
+}
+
+static PyObject *
+window_free(PyObject *Py_UNUSED(module), PyObject *argument)
+{
+    int handle = handle_of(argument);
+    if (handle < 0) {
+        return NULL;
+    }
+    sb_window_free(handle);
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+window_rows(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    int handle;
+    Py_ssize_t first, count;
+    if (!PyArg_ParseTuple(args, "inn", &handle, &first, &count)) {
+        return NULL;
+    }
+    if (handle < 0 || handle >= SB_WINDOWS_MAX || first < 0 || count < 0) {
+        PyErr_SetString(PyExc_ValueError, "no such rows");
+        return NULL;
+    }
+    return sb_window_rows(handle, (size_t)first, (size_t)count);
+}
+
+static PyObject *
+slice_of(PyObject *args, PyObject *(*read)(size_t, size_t))
+{
+    Py_ssize_t first, count;
+    if (!PyArg_ParseTuple(args, "nn", &first, &count)) {
+        return NULL;
+    }
+    if (first < 0 || count < 0) {
+        PyErr_SetString(PyExc_ValueError, "slices count up from 0");
+        return NULL;
+    }
+    return read((size_t)first, (size_t)count);
+}
+
+static PyObject *
+window_stacks(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    return slice_of(args, sb_window_stacks);
+}
+
+static PyObject *
+window_frames(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    return slice_of(args, sb_window_frames);
+}
+
+static PyObject *
+live_sampled(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+    return sb_cells_live_sampled();
+}
+
+static PyObject *
+chain_of(PyObject *Py_UNUSED(module), PyObject *argument)
+{
+    unsigned long long serial = PyLong_AsUnsignedLongLong(argument);
+    return PyErr_Occurred() ? NULL : sb_chain_of(serial);
+}
+
+static PyObject *
+storm(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    unsigned long long count;
+    unsigned int hz;
+    if (!PyArg_ParseTuple(args, "KI", &count, &hz)) {
+        return NULL;
+    }
+    Py_BEGIN_ALLOW_THREADS
+    sb_sampler_storm(count, hz);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+/* ---- threads that start while the sampler runs ------------------------------------ */
+
+static PyObject *bootstrap_inner; /* Thread's own method; set once */
+
+/* Stands in for threading.Thread._bootstrap_inner: a C function, so that it is no
+ * frame in anybody's stack. */
+static PyObject *
+thread_entry(PyObject *Py_UNUSED(module), PyObject *thread)
+{
+    int armed = sb_sampler_arm_current();
+    PyObject *result = PyObject_CallOneArg(bootstrap_inner, thread);
+    if (armed) {
+        sb_sampler_disarm_current();
+    }
+    return result;
+}
+
+static PyMethodDef thread_entry_def = {"_bootstrap_inner", thread_entry, METH_O, NULL};
+
+static PyObject *
+wrap_bootstrap(PyObject *Py_UNUSED(module), PyObject *original)
+{
+    if (bootstrap_inner == NULL) {
+        bootstrap_inner = Py_NewRef(original);
+    }
+    PyObject *function = PyCFunction_New(&thread_entry_def, NULL);
+    PyObject *method = function ? PyInstanceMethod_New(function) : NULL;
+    Py_XDECREF(function);
+    return method;
+}
+
+static PyMethodDef methods[] = {
+    {"start", start, METH_O, "Start sampling every thread at a period in ns."},
+    {"stop", stop, METH_NOARGS, "Stop sampling; windows stay readable."},
+    {"forget", forget, METH_NOARGS, "Drop the labels of finished requests."},
+    {"check", check, METH_NOARGS, "Whether frames and contexts read as expected."},
+    {"after_fork", after_fork, METH_NOARGS, "Begin anew in a forked child."},
+    {"exclude_current_thread", exclude_current_thread, METH_NOARGS,
+     "Never sample the calling thread."},
+    {"info", info, METH_NOARGS, "Counters and states."},
+    {"window_open", window_open, METH_NOARGS, "Open a window; its handle."},
+    {"window_stop", window_stop, METH_O, "Stop a window; its extent."},
+    {"window_free", window_free, METH_O, "Forget a window."},
+    {"window_rows", window_rows, METH_VARARGS, "Rows of a window, a slice."},
+    {"window_stacks", window_stacks, METH_VARARGS, "Stacks, a slice."},
+    {"window_frames", window_frames, METH_VARARGS, "Frames, a slice."},
+    {"live_sampled", live_sampled, METH_NOARGS, "Live cells that were sampled."},
+    {"chain_of", chain_of, METH_O, "Label overlays of a serial, root first."},
+    {"wrap_bootstrap", wrap_bootstrap, METH_O, "Arm threads as they start."},
+    {"storm", storm, METH_VARARGS, "Send sampler signals to random threads."},
+    {NULL, NULL, 0, NULL},
+};
+
+static int
+execute(PyObject *module)
+{
+    return sb_cells_init(module);
+}
+
+static int
+traverse(PyObject *Py_UNUSED(module), visitproc visit, void *arg)
+{
+    return sb_cells_traverse(visit, arg);
+}
+
+static int
+clear(PyObject *Py_UNUSED(module))
+{
+    sb_cells_clear();
+    return 0;
+}
+
+static PyModuleDef_Slot slots[] = {
+    {Py_mod_exec, execute},
+#if PY_VERSION_HEX >= 0x030c0000
+    {Py_mod_multiple_interpreters, Py_MOD_MULTIPLE_INTERPRETERS_NOT_SUPPORTED},
+#endif
+    {0, NULL},
+};
+
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "_native",
+    .m_doc = "The C engine of stroboscope. An implementation detail.",
+    .m_methods = methods,
+    .m_slots = slots,
+    .m_traverse = traverse,
+    .m_clear = clear,
+};
+
+PyMODINIT_FUNC
+PyInit__native(void)
+{
+    return PyModuleDef_Init(&definition);
+}

@@ -1,0 +1,39 @@
+/* Turning ring slots into counted stacks, for every open window.
+ *
+ * Code objects are resolved before they can die: the drainer does it ten times a
+ * second, and the death of any code object does it at once. A code object that was
+ * sampled is then held until no window is open, so a pointer stays one name.
+ *
+ * Everything here holds the GIL.
+ */
+#ifndef SB_WINDOW_H
+#define SB_WINDOW_H
+
+#include <Python.h>
+#include <stdint.h>
+
+#define SB_WINDOWS_MAX 16
+
+/* Open a window; its handle, or -1 when all are in use. */
+int sb_window_open(void);
+/* Close it for samples; it can still be read. */
+void sb_window_stop(int handle);
+/* Forget it; the last one frees every table. */
+void sb_window_free(int handle);
+int sb_windows_open(void);
+/* Drain everything pending. */
+void sb_windows_drain(void);
+/* The same, cheaply when nothing is pending. */
+void sb_windows_before_code_dies(void);
+void sb_windows_after_fork(void);
+
+/* {"start_ns", "stop_ns", "rows", "stacks", "frames", "full"}; NULL on error. */
+PyObject *sb_window_extent(int handle);
+/* Slices of at most `count` items from `first`, so that no call holds the GIL long:
+ * rows (stack, serial, count, ns); stacks of frame ids, leaf first; frames (file,
+ * qualified name, first line, line). New lists, NULL on error. */
+PyObject *sb_window_rows(int handle, size_t first, size_t count);
+PyObject *sb_window_stacks(size_t first, size_t count);
+PyObject *sb_window_frames(size_t first, size_t count);
+
+#endif
