@@ -1,0 +1,1 @@
+"""Labelled profiles of running Python web services."""

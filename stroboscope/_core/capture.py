@@ -1,0 +1,32 @@
+"""What a closed sampling window holds: plain data, no references into the engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+#: (file, qualified name, first line, line)
+Frame = tuple[str, str, int, int]
+#: (index into stacks, cell serial or 0, samples, nanoseconds)
+Row = tuple[int, int, int, int]
+
+#: Stands in a stack where its root-most frames were cut off.
+TRUNCATED = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """Counted stacks of one window.
+
+    `stacks` hold indices into `frames`, leaf first, `TRUNCATED` for a cut. `chains` maps
+    a cell's serial to its label overlays, root first; a serial without an entry has
+    no known label. `notes` say what a reader must know to trust the numbers.
+    """
+
+    start_ns: int
+    duration_ns: int
+    period_ns: int
+    frames: list[Frame]
+    stacks: list[tuple[int, ...]]
+    rows: list[Row]
+    chains: dict[int, tuple[object, ...]]
+    notes: list[str]

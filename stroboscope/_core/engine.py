@@ -1,0 +1,181 @@
+"""The one sampler of a process, shared by every window.
+
+Nothing starts before the first window opens and nothing runs after the last one
+closes. All functions are safe from any thread; `Window.wait` and `Window.close` block
+and belong on a thread of ours.
+"""
+
+from __future__ import annotations
+
+import atexit
+import math
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from stroboscope._core.capture import Capture
+from stroboscope.errors import EngineUnavailable, WindowsExhausted
+
+_NS = 1_000_000_000
+#: How often a wait looks whether it was cancelled.
+_POLL_S = 0.05
+
+
+class Driver(Protocol):
+    """What takes the samples: the C engine or its portable twin."""
+
+    kind: str
+
+    def start(self, period_ns: int) -> None: ...
+    def stop(self) -> None: ...
+    def open(self) -> int: ...
+    def close(self, handle: int, *, last: bool) -> Capture: ...
+    def after_fork(self) -> None: ...
+    def exclude_current_thread(self) -> None: ...
+    def info(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """Which engine runs here, why, and its counters since the process began."""
+
+    kind: str
+    reason: str
+    windows: int
+    counters: dict[str, Any]
+
+
+class Window:
+    """One subscription to the shared sampler. Close it, always."""
+
+    def __init__(self, engine: Engine, handle: int, ends_s: float) -> None:
+        self.ends_s = ends_s
+        self._engine = engine
+        self._handle = handle
+        self._cancelled = False
+        self._lock = threading.Lock()
+        self._capture: Capture | None = None
+
+    def wait(self, seconds: float) -> bool:
+        """Block; true when the time has passed, false when it was cancelled."""
+        end = time.monotonic() + seconds
+        while not self._cancelled:
+            left = end - time.monotonic()
+            if left <= 0:
+                return True
+            time.sleep(min(left, _POLL_S))
+        return False
+
+    def cancel(self) -> None:
+        """End a wait early, from any thread."""
+        self._cancelled = True
+
+    def close(self) -> Capture:
+        """Stop collecting and hand out what there is. Idempotent."""
+        with self._lock:
+            if self._capture is None:
+                self._capture = self._engine.close_window(self, self._handle)
+            return self._capture
+
+
+class Engine:
+    """Opens and closes windows; owns the driver's life."""
+
+    def __init__(self, driver: Driver, reason: str) -> None:
+        self._driver = driver
+        self._reason = reason
+        self._lock = threading.Lock()
+        self._windows: set[Window] = set()
+        self._registered = False
+
+    def info(self) -> EngineInfo:
+        """Describe the engine. Cheap."""
+        return EngineInfo(
+            kind=self._driver.kind,
+            reason=self._reason,
+            windows=len(self._windows),
+            counters=self._driver.info(),
+        )
+
+    def open_window(
+        self, hz: int = 100, *, seconds: float = 30.0, limit: int = 4
+    ) -> Window:
+        """Start collecting.
+
+        Args: `hz` is asked of the first window and shared by those that join;
+        `seconds` is how long the caller means to stay, and what refused callers are
+        told to wait for.
+        Raises: WindowsExhausted beyond `limit`; EngineUnavailable.
+        """
+        with self._lock:
+            if len(self._windows) >= limit:
+                first = min(window.ends_s for window in self._windows)
+                wait_s = max(1, math.ceil(first - time.monotonic()))
+                raise WindowsExhausted("all sampling windows are in use", wait_s)
+            self._register()
+            if not self._windows:
+                self._driver.start(_NS // hz)
+            try:
+                handle = self._driver.open()
+            except RuntimeError as error:
+                raise EngineUnavailable(str(error)) from error
+            window = Window(self, handle, time.monotonic() + seconds)
+            self._windows.add(window)
+            return window
+
+    def close_window(self, window: Window, handle: int) -> Capture:
+        """Used by `Window.close`."""
+        with self._lock:
+            self._windows.discard(window)
+            last = not self._windows
+            if last:
+                self._driver.stop()
+            return self._driver.close(handle, last=last)
+
+    def start_thread(self, target: Callable[[], object], name: str) -> None:
+        """Run `target` on a daemon thread that is never sampled.
+
+        A thread of the operating system even where gevent has patched `threading`.
+        """
+        from_gevent = _gevent_original()
+
+        def run() -> None:
+            self._driver.exclude_current_thread()
+            target()
+
+        if from_gevent is not None:
+            from_gevent(run, ())
+        else:
+            threading.Thread(target=run, name=name, daemon=True).start()
+
+    def _register(self) -> None:
+        if not self._registered:
+            self._registered = True
+            os.register_at_fork(after_in_child=self._after_fork)
+            atexit.register(self._at_exit)
+
+    def _after_fork(self) -> None:
+        self._lock = threading.Lock()
+        self._windows = set()
+        self._driver.after_fork()
+
+    def _at_exit(self) -> None:
+        for window in list(self._windows):
+            window.cancel()
+            window.close()
+
+
+def _gevent_original() -> Callable[..., object] | None:
+    """The real `start_new_thread` where gevent has replaced it, else None."""
+    import sys
+
+    monkey = sys.modules.get("gevent.monkey")
+    if monkey is None or not monkey.is_module_patched("_thread"):
+        return None
+    original: Callable[..., object] = monkey.get_original(
+        "_thread", "start_new_thread"
+    )
+    return original

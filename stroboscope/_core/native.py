@@ -1,0 +1,155 @@
+"""The native driver: the C engine behind the interface the Engine uses."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from stroboscope._core import _native
+from stroboscope._core.capture import Capture, Row
+from stroboscope.errors import EngineUnavailable
+
+#: Items read per call, so that no call holds the GIL for more than about 0.2 ms.
+_SLICE = 500
+#: Pause after each slice: a waiting thread needs a moment to take the GIL.
+_BREATH_S = 0.0001
+
+
+class NativeDriver:
+    """Per-thread CPU timers and a signal handler; see `_core/src/sampler.h`."""
+
+    kind = "native"
+
+    def __init__(self) -> None:
+        self._period_ns = 0
+        self._before: dict[str, int] = {}
+        self._bootstrap: object | None = None
+
+    def start(self, period_ns: int) -> None:
+        """Own SIGPROF and arm every thread.
+
+        Raises: EngineUnavailable when SIGPROF has another owner, or when this
+        interpreter's frames do not read as expected.
+        """
+        if not _native.check():
+            raise EngineUnavailable("this interpreter's frames cannot be read")
+        try:
+            _native.start(period_ns)
+        except (RuntimeError, OSError) as error:
+            raise EngineUnavailable(str(error)) from error
+        self._period_ns = period_ns
+        self._hook_thread_start()
+
+    def stop(self) -> None:
+        """Disarm every thread. Windows stay readable."""
+        if self._bootstrap is not None:
+            threading.Thread._bootstrap_inner = self._bootstrap  # type: ignore[attr-defined]
+            self._bootstrap = None
+        _native.stop()
+
+    def _hook_thread_start(self) -> None:
+        original = threading.Thread._bootstrap_inner  # type: ignore[attr-defined]
+        self._bootstrap = original
+        threading.Thread._bootstrap_inner = _native.wrap_bootstrap(original)  # type: ignore[attr-defined]
+
+    def open(self) -> int:
+        """Open a window; samples from now on belong to it."""
+        self._before = _native.info()
+        return _native.window_open()
+
+    def close(self, handle: int, *, last: bool) -> Capture:
+        """Stop the window, read it slice by slice, and free it.
+
+        `last` says that no other window is open: then the labels of finished
+        requests may go. Blocks some milliseconds for large windows, never long with
+        the GIL.
+        """
+        end_ns = time.time_ns()
+        extent = _native.window_stop(handle)
+        try:
+            self._resolve_live_cells()
+            rows: list[Row] = _slices(
+                extent["rows"], lambda i, n: _native.window_rows(handle, i, n)
+            )
+            stacks = _slices(extent["stacks"], _native.window_stacks)
+            frames = _slices(extent["frames"], _native.window_frames)
+            chains = self._chains(rows)
+        finally:
+            _native.window_free(handle)
+            if last:
+                _native.forget()
+        duration_ns = extent["stop_ns"] - extent["start_ns"]
+        return Capture(
+            start_ns=end_ns - duration_ns,
+            duration_ns=duration_ns,
+            period_ns=self._period_ns,
+            frames=frames,
+            stacks=stacks,
+            rows=rows,
+            chains=chains,
+            notes=self._notes(extent),
+        )
+
+    def _resolve_live_cells(self) -> None:
+        for cell in _native.live_sampled():
+            # The source is the application's data read from another thread: it may
+            # fail in any way, and then the label is missing.
+            with contextlib.suppress(Exception):
+                source = cell.source
+                found = source() if source is not None else None
+                if found is not None:
+                    cell.labels = found
+            cell.publish()
+
+    def _chains(self, rows: list[Row]) -> dict[int, tuple[object, ...]]:
+        chains: dict[int, tuple[object, ...]] = {}
+        for at, (_, serial, _, _) in enumerate(rows):
+            if serial and serial not in chains:
+                chains[serial] = _native.chain_of(serial)
+            if at % _SLICE == 0:
+                time.sleep(_BREATH_S)
+        return chains
+
+    def _notes(self, extent: dict[str, int]) -> list[str]:
+        now = _native.info()
+        delta = {key: now[key] - self._before.get(key, 0) for key in _LOSSES}
+        notes = [f"{text}: {delta[key]}" for key, text in _LOSSES.items() if delta[key]]
+        if extent["full"]:
+            notes.append(f"samples lost, tables full: {extent['full']}")
+        if now["robbed"]:
+            notes.append("SIGPROF was taken by another handler; sampling ended early")
+        return notes
+
+    def after_fork(self) -> None:
+        """Forget the parent's windows and timers, which the child does not have."""
+        if self._bootstrap is not None:
+            threading.Thread._bootstrap_inner = self._bootstrap  # type: ignore[attr-defined]
+            self._bootstrap = None
+        _native.after_fork()
+
+    def exclude_current_thread(self) -> None:
+        """Never sample the calling thread."""
+        _native.exclude_current_thread()
+
+    def info(self) -> dict[str, Any]:
+        """Counters since the process began, and the state of SIGPROF."""
+        return _native.info()
+
+
+_LOSSES = {
+    "lost_full": "samples lost, ring full",
+    "lost_fault": "samples lost, unreadable stack",
+    "lost_unguarded": "samples lost, fault guard taken",
+    "threads_refused": "threads without a timer",
+}
+
+
+def _slices(total: int, read: Callable[[int, int], list[Any]]) -> list[Any]:
+    items: list[Any] = []
+    for first in range(0, total, _SLICE):
+        items += read(first, _SLICE)
+        time.sleep(_BREATH_S)
+    return items
