@@ -1,17 +1,17 @@
 """Every error of ours, in one low file; each carries its evidence as attributes.
 
-    StroboscopeError
-    ├── SettingsError            a wrong setting; raised at start-up
-    │   └── WeakKeyError         a signing key that could be guessed
-    ├── LabelError               a label key or value out of bounds
-    ├── EngineError
-    │   ├── EngineUnavailable    no sampler can run here, and why
-    │   └── WindowsExhausted     every shared sampling window is taken
-    ├── ProfileError             data that cannot become a profile
-    │   └── ProfileFormatError   bytes that are not a profile
-    └── AccessError
-        ├── Unauthenticated      no valid token
-        └── Forbidden            a valid token without the scope
+StroboscopeError
+├── SettingsError            a wrong setting; raised at start-up
+│   └── WeakKeyError         a signing key that could be guessed
+├── LabelError               a label key or value out of bounds
+├── EngineError
+│   ├── EngineUnavailable    no sampler can run here, and why
+│   └── WindowsExhausted     every shared sampling window is taken
+├── ProfileError             data that cannot become a profile
+│   └── ProfileFormatError   bytes that are not a profile
+└── AccessError
+    ├── Unauthenticated      no valid token
+    └── Forbidden            a valid token without the scope
 """
 
 

@@ -6,6 +6,7 @@ Nothing here looks at the environment by itself; integrations call
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -66,15 +67,16 @@ class Settings:
         _require(0 < self.cpu_hz <= CPU_HZ_MAX, "cpu_hz", self.cpu_hz, "1 to 1000")
         cap = self.profile_seconds_cap
         _require(
-            math.isfinite(cap) and 0 < cap <= 3600, "profile_seconds_cap", cap, "0..3600"
+            math.isfinite(cap) and 0 < cap <= 3600,
+            "profile_seconds_cap",
+            cap,
+            "0..3600",
         )
         _require(1 <= self.windows <= 16, "windows", self.windows, "1 to 16")
         _require(
             1 <= self.label_sets <= 65536, "label_sets", self.label_sets, "1 to 65536"
         )
-        _require(
-            0 <= self.tenant_top <= 256, "tenant_top", self.tenant_top, "0 to 256"
-        )
+        _require(0 <= self.tenant_top <= 256, "tenant_top", self.tenant_top, "0 to 256")
         _require(
             _PREFIX.fullmatch(self.prefix) is not None,
             "prefix",
@@ -88,7 +90,7 @@ class Settings:
             "letters, digits, '-', '_' and '.', at most 64",
         )
         bounds = self.latency_buckets
-        ascending = all(a < b for a, b in zip(bounds, bounds[1:], strict=False))
+        ascending = all(a < b for a, b in itertools.pairwise(bounds))
         _require(
             ascending and all(b > 0 and math.isfinite(b) for b in bounds),
             "latency_buckets",

@@ -14,7 +14,11 @@ try:
 
     _driver, _reason = NativeDriver(), "built with the C engine"
 except ImportError as _error:
-    from stroboscope._core._pure import LABELS, LabelCell, PortableDriver
+    from stroboscope._core._pure import (  # type: ignore[assignment]
+        LABELS,
+        LabelCell,
+        PortableDriver,
+    )
 
     _driver, _reason = PortableDriver(), f"no C engine: {_error}"
 

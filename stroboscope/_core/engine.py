@@ -175,7 +175,5 @@ def _gevent_original() -> Callable[..., object] | None:
     monkey = sys.modules.get("gevent.monkey")
     if monkey is None or not monkey.is_module_patched("_thread"):
         return None
-    original: Callable[..., object] = monkey.get_original(
-        "_thread", "start_new_thread"
-    )
+    original: Callable[..., object] = monkey.get_original("_thread", "start_new_thread")
     return original

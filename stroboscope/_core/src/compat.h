@@ -83,7 +83,8 @@ sb_code_offset(PyCodeObject *code, void *instruction)
     return offset >= 0 && offset < size ? (int32_t)offset : -1;
 }
 
-/* Call `hook` with the GIL before a code object of this interpreter goes away.
+/* Call `hook` with the GIL before a code object of this interpreter goes away; where
+ * the hook takes a reference, the object stays. Watchers promise that too.
  * Returns 0, or -1 with an exception. 3.11 has no watchers: there the type's
  * destructor is replaced, which is what a watcher amounts to.
  */
@@ -117,7 +118,9 @@ static void
 sb_code_dealloc(PyObject *code)
 {
     sb_death_hook();
-    sb_code_dealloc_original(code);
+    if (Py_REFCNT(code) == 0) {
+        sb_code_dealloc_original(code);
+    }
 }
 
 static int

@@ -1,0 +1,20 @@
+# `make demo` shows it, `make test` proves it; both need python3 >= 3.11 and a C compiler.
+PYTHON ?= python3
+SHELL := /bin/bash
+
+.PHONY: test lint clean
+
+test:
+	@PYTHON="$(PYTHON)" bash scripts/test.sh
+
+lint: .venvs/main/.stamp
+	.venvs/main/bin/ruff check stroboscope tests
+	.venvs/main/bin/ruff format --check stroboscope tests
+	.venvs/main/bin/mypy
+	.venvs/main/bin/lint-imports
+
+.venvs/main/.stamp: pyproject.toml setup.py $(wildcard stroboscope/_core/src/*)
+	@bash scripts/venv.sh "$(PYTHON)" main
+
+clean:
+	rm -rf .venv .venvs .cache build dist *.egg-info stroboscope/_core/*.so

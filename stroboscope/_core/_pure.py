@@ -1,0 +1,165 @@
+"""The portable twin: a thread that reads `sys._current_frames()`.
+
+It takes the GIL to look, so it sees asyncio code only where the loop gives the GIL up,
+and it cannot read another thread's context, so its samples carry no label: missing
+beats wrong. Each capture says so. Same interface as `NativeDriver`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextvars import ContextVar
+from types import FrameType
+from typing import Any
+
+from stroboscope._core.capture import Capture, Frame, Row
+
+_DEPTH_MAX = 512
+NOTE = (
+    "portable sampler: it sees a thread only when that thread gives up the GIL, "
+    "and its samples carry no labels"
+)
+
+
+class LabelCell:
+    """What a ContextVar holds for a request or a `do` block; never sampled here."""
+
+    __slots__ = ("__weakref__", "labels", "parent", "serial", "source")
+    _serials = itertools.count(1)
+
+    def __init__(
+        self, labels: object | None = None, parent: LabelCell | None = None
+    ) -> None:
+        self.labels = labels
+        self.parent = parent
+        self.source: Callable[[], object | None] | None = None
+        self.serial = next(self._serials)
+
+    @property
+    def sampled(self) -> bool:
+        """Whether any sample was taken under this cell."""
+        return False
+
+    def publish(self) -> None:
+        """Nothing was sampled, so nothing is handed over."""
+
+
+LABELS: ContextVar[LabelCell | None] = ContextVar("stroboscope_labels", default=None)
+
+
+class _Counts:
+    def __init__(self) -> None:
+        self.start_ns = time.monotonic_ns()
+        self.stacks: dict[tuple[Frame, ...], int] = {}
+
+
+class PortableDriver:
+    """Samples all threads from one of its own, weighed by their CPU time."""
+
+    kind = "portable"
+
+    def __init__(self) -> None:
+        self._period_ns = 0
+        self._thread: threading.Thread | None = None
+        self._stop = threading.Event()
+        self._handles = itertools.count()
+        self._open: dict[int, _Counts] = {}
+        self._cpu_ns: dict[int, int] = {}
+        self._excluded: set[int] = set()
+
+    def start(self, period_ns: int) -> None:
+        """Begin to look, every `period_ns`."""
+        self._period_ns = period_ns
+        self._stop.clear()
+        self._thread = threading.Thread(
+            target=self._run, name="stroboscope-sampler", daemon=True
+        )
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End and join the sampler thread."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def open(self) -> int:
+        """Open a window; samples from now on belong to it."""
+        handle = next(self._handles)
+        self._open[handle] = _Counts()
+        return handle
+
+    def close(self, handle: int, *, last: bool) -> Capture:
+        """Hand out what a window has counted."""
+        del last
+        counts = self._open.pop(handle)
+        duration_ns = time.monotonic_ns() - counts.start_ns
+        frames: dict[Frame, int] = {}
+        stacks: list[tuple[int, ...]] = []
+        rows: list[Row] = []
+        for stack, ns in counts.stacks.items():
+            stacks.append(tuple(frames.setdefault(f, len(frames)) for f in stack))
+            samples = max(1, round(ns / self._period_ns))
+            rows.append((len(stacks) - 1, 0, samples, ns))
+        return Capture(
+            start_ns=time.time_ns() - duration_ns,
+            duration_ns=duration_ns,
+            period_ns=self._period_ns,
+            frames=list(frames),
+            stacks=stacks,
+            rows=rows,
+            chains={},
+            notes=[NOTE],
+        )
+
+    def after_fork(self) -> None:
+        """Forget the parent's windows and thread."""
+        self._thread = None
+        self._open.clear()
+
+    def exclude_current_thread(self) -> None:
+        """Never sample the calling thread."""
+        self._excluded.add(threading.get_ident())
+
+    def info(self) -> dict[str, Any]:
+        """Whether it runs."""
+        return {"active": int(self._thread is not None)}
+
+    def _run(self) -> None:
+        self.exclude_current_thread()
+        while not self._stop.wait(self._period_ns / 1e9):
+            for ident, frame in sys._current_frames().items():
+                if ident not in self._excluded:
+                    self._count(ident, frame)
+
+    def _count(self, ident: int, frame: FrameType) -> None:
+        now = _thread_cpu_ns(ident)
+        spent = now - self._cpu_ns.get(ident, now)
+        self._cpu_ns[ident] = now
+        if spent <= 0:
+            return
+        stack = _stack(frame)
+        for counts in list(self._open.values()):
+            counts.stacks[stack] = counts.stacks.get(stack, 0) + spent
+
+
+def _thread_cpu_ns(ident: int) -> int:
+    # A thread that is gone has no clock; it weighs nothing.
+    try:
+        return time.clock_gettime_ns(time.pthread_getcpuclockid(ident))
+    except (AttributeError, OSError):
+        return 0
+
+
+def _stack(frame: FrameType | None) -> tuple[Frame, ...]:
+    stack: list[Frame] = []
+    while frame is not None and len(stack) < _DEPTH_MAX:
+        code = frame.f_code
+        line = frame.f_lineno or code.co_firstlineno
+        stack.append((code.co_filename, code.co_qualname, code.co_firstlineno, line))
+        frame = frame.f_back
+    return tuple(stack)

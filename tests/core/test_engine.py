@@ -1,0 +1,266 @@
+"""The native engine tells the truth about CPU time and labels."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+
+from stroboscope._core import LABELS, Capture, LabelCell, engine
+from stroboscope.errors import WindowsExhausted
+
+
+def burn_a(seconds: float) -> None:
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        sum(range(200))
+
+
+def burn_b(seconds: float) -> None:
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        sum(range(200))
+
+
+BURN: dict[str, Callable[[float], None]] = {"a": burn_a, "b": burn_b}
+
+
+def by_function_and_label(capture: Capture) -> Counter[tuple[str, str]]:
+    """Nanoseconds per (burning function, label)."""
+    total: Counter[tuple[str, str]] = Counter()
+    for stack, serial, _, ns in capture.rows:
+        names = [capture.frames[i][1] for i in capture.stacks[stack] if i >= 0]
+        burning = [name[-1] for name in names if name in ("burn_a", "burn_b")]
+        chain = capture.chains.get(serial, ())
+        label = str(chain[-1]) if chain else ""
+        if burning:
+            total[burning[0], label] += ns
+    return total
+
+
+async def labelled(label: str, seconds: float, rounds: int) -> None:
+    cell = LabelCell(label)
+    LABELS.set(cell)
+    for _ in range(rounds):
+        BURN[label](seconds / rounds)
+        await asyncio.sleep(0)
+    cell.publish()
+
+
+def test_interleaved_tasks_keep_their_own_label() -> None:
+    """Two tasks on one loop: no sample's label contradicts its stack."""
+
+    async def main() -> None:
+        await asyncio.gather(labelled("a", 0.9, 300), labelled("b", 0.3, 300))
+
+    window = engine.open_window()
+    asyncio.run(main())
+    total = by_function_and_label(window.close())
+
+    assert {key for key in total if key[0] != key[1]} == set()
+    share = total["a", "a"] / (total["a", "a"] + total["b", "b"])
+    assert share == pytest.approx(0.75, abs=0.12)
+
+
+def test_sample_count_is_cpu_time_times_rate() -> None:
+    """A thread that burns one second at 100 Hz gives one second of samples."""
+    window = engine.open_window(100)
+    burn_a(1.0)
+
+    capture = window.close()
+
+    total_ns = sum(ns for _, _, _, ns in capture.rows)
+    assert total_ns == pytest.approx(1e9, rel=0.1)
+    assert capture.period_ns == 10_000_000
+    assert capture.duration_ns >= 1e9
+
+
+def test_labels_follow_threads_that_start_during_a_window() -> None:
+    """A thread started in a window is armed at once and reads its own context."""
+
+    def work(label: str) -> None:
+        cell = LabelCell(label)
+        LABELS.set(cell)
+        BURN[label](0.3)
+        cell.publish()
+
+    window = engine.open_window()
+    threads = [threading.Thread(target=work, args=(name,)) for name in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    total = by_function_and_label(window.close())
+
+    assert set(total) == {("a", "a"), ("b", "b")}
+
+
+def test_a_live_request_is_resolved_from_its_source() -> None:
+    """A window that closes while a request runs asks its source for labels."""
+    cell = LabelCell()
+    cell.source = lambda: "late"
+    LABELS.set(cell)
+
+    window = engine.open_window()
+    burn_a(0.2)
+    capture = window.close()
+    LABELS.set(None)
+
+    assert set(by_function_and_label(capture)) == {("a", "late")}
+
+
+def test_a_source_that_raises_costs_the_label_only() -> None:
+    """Our failure never breaks the profile."""
+    cell = LabelCell()
+
+    def fail() -> None:
+        raise RuntimeError("no route")
+
+    cell.source = fail
+    LABELS.set(cell)
+
+    window = engine.open_window()
+    burn_a(0.2)
+    capture = window.close()
+    LABELS.set(None)
+
+    assert set(by_function_and_label(capture)) == {("a", "")}
+
+
+def test_a_child_cell_inherits_the_parents_final_labels() -> None:
+    """Overlays of a nested cell come after those its parent ends with."""
+    parent = LabelCell()
+    child = LabelCell("child", parent)
+    LABELS.set(child)
+
+    window = engine.open_window()
+    burn_a(0.2)
+    LABELS.set(None)
+    child.publish()
+    parent.labels = "parent"
+    parent.publish()
+    capture = window.close()
+
+    assert ("parent", "child") in capture.chains.values()
+
+
+def test_windows_share_the_sampler_and_are_limited() -> None:
+    """The fifth of four is refused and told when to come again."""
+    windows = [engine.open_window(seconds=7) for _ in range(4)]
+
+    with pytest.raises(WindowsExhausted) as refused:
+        engine.open_window()
+    burn_a(0.3)
+    totals = [sum(row[3] for row in window.close().rows) for window in windows]
+
+    assert 1 <= refused.value.retry_after_s <= 7
+    assert max(totals) == min(totals) > 0
+
+
+def test_code_that_dies_before_the_drain_keeps_its_name() -> None:
+    """Sampled code objects are named before they are freed."""
+    window = engine.open_window(250)
+    end = time.thread_time() + 0.5
+    while time.thread_time() < end:
+        space: dict[str, Callable[[], int]] = {}
+        exec("def short_lived():\n return sum(i*i for i in range(3000))", space)
+        space["short_lived"]()
+        del space
+
+    capture = window.close()
+    names = Counter[str]()
+    for stack, _, count, _ in capture.rows:
+        names.update(
+            {capture.frames[i][1]: count for i in capture.stacks[stack] if i >= 0}
+        )
+
+    assert names["short_lived"] > 50
+
+
+def test_a_forked_child_starts_anew() -> None:
+    """The child of a fork has no window of its parent's and can open its own."""
+    window = engine.open_window()
+    child = os.fork()
+    if child == 0:
+        try:
+            clean = engine.info().windows == 0
+            mine = engine.open_window()
+            burn_a(0.3)
+            good = bool(mine.close().rows)
+            os._exit(0 if clean and good else 1)
+        except BaseException:
+            os._exit(2)
+    _, status = os.waitpid(child, 0)
+    window.close()
+
+    assert os.waitstatus_to_exitcode(status) == 0
+
+
+def test_a_foreign_sigprof_owner_is_respected() -> None:
+    """The engine refuses to start when somebody else owns SIGPROF."""
+    code = """
+import signal
+signal.signal(signal.SIGPROF, lambda *a: None)
+from stroboscope._core import engine
+from stroboscope.errors import EngineUnavailable
+try:
+    engine.open_window()
+except EngineUnavailable as error:
+    print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+
+    assert done.stdout == "SIGPROF belongs to another handler in this process\n"
+
+
+def test_a_late_sigprof_does_not_kill() -> None:
+    """After the last window our handler stays, for the default action is death."""
+    engine.open_window().close()
+
+    os.kill(os.getpid(), signal.SIGPROF)
+
+
+def test_a_real_crash_still_reaches_faulthandler() -> None:
+    """A fault outside our handler goes where it went before us, and ends there."""
+    code = """
+import faulthandler, ctypes, sys
+if sys.argv[1] == "before": faulthandler.enable()
+from stroboscope._core import engine
+window = engine.open_window()
+if sys.argv[1] == "after":
+    import time
+    faulthandler.enable(); time.sleep(0.3)
+ctypes.string_at(0)
+"""
+    for order in ("before", "after", "never"):
+        done = subprocess.run(
+            [sys.executable, "-c", code, order],
+            capture_output=True,
+            text=True,
+            timeout=20,
+        )
+
+        assert done.returncode == -signal.SIGSEGV, order
+        assert ("Segmentation fault" in done.stderr) is (order != "never")
+
+
+def test_nothing_runs_at_import() -> None:
+    """Importing starts no thread and takes no signal."""
+    code = """
+import signal, threading
+import stroboscope._core as core
+print(threading.active_count(), core.engine.info().counters["sigprof"])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+
+    assert done.stdout == "1 0\n"
