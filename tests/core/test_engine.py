@@ -160,7 +160,9 @@ def test_windows_share_the_sampler_and_are_limited() -> None:
     totals = [sum(row[3] for row in window.close().rows) for window in windows]
 
     assert 1 <= refused.value.retry_after_s <= 7
-    assert max(totals) == min(totals) > 0
+    # Closing one window burns CPU that the next still sees.
+    assert min(totals) > 2e8
+    assert max(totals) - min(totals) <= 5e7
 
 
 def test_code_that_dies_before_the_drain_keeps_its_name() -> None:

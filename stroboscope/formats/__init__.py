@@ -1,0 +1,1 @@
+"""Wire formats on plain data; knows no engine and no framework."""

@@ -1,0 +1,208 @@
+"""Write pprof: gzip of one `perftools.profiles.Profile`.
+
+Source: google/pprof proto/profile.proto, and what the validators of pprof, Parca,
+Pyroscope and Alloy demand: ids sequential from 1, one mapping that says it has names,
+location addresses that are the same in every profile of the same place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Callable
+from dataclasses import replace
+
+from stroboscope.errors import ProfileError
+from stroboscope.formats._wire import block, number, packed
+from stroboscope.formats.profile import Frame, Labels, Profile, Sample, aggregate
+
+# Field numbers of profile.proto.
+SAMPLE_TYPE, SAMPLE, MAPPING, LOCATION, FUNCTION, STRINGS = 1, 2, 3, 4, 5, 6
+TIME_NANOS, DURATION_NANOS, PERIOD_TYPE, PERIOD = 9, 10, 11, 12
+COMMENT, DEFAULT_SAMPLE_TYPE = 13, 14
+SAMPLE_LOCATIONS, SAMPLE_VALUES, SAMPLE_LABEL = 1, 2, 3
+LABEL_KEY, LABEL_STR = 1, 2
+MAPPING_ID, MAPPING_FILE = 1, 5
+MAPPING_HAS = (7, 8, 9)  # functions, filenames, line numbers
+LOCATION_ID, LOCATION_MAPPING, LOCATION_ADDRESS, LOCATION_LINE = 1, 2, 3, 4
+LINE_FUNCTION, LINE_LINE = 1, 2
+FUNCTION_ID, FUNCTION_NAME, FUNCTION_SYSTEM_NAME, FUNCTION_FILE = 1, 2, 3, 4
+FUNCTION_START = 5
+
+STRING_CAP = 1024
+#: Pyroscope's limit on samples of one profile.
+SAMPLES_CAP = 16_000
+#: Samples between two breaths: about half a millisecond of work.
+_STRIDE = 100
+_CHUNK = 1 << 16
+
+
+def _no_breath() -> None:
+    pass
+
+
+def encode(profile: Profile, breathe: Callable[[], None] = _no_breath) -> bytes:
+    """The bytes of a profile.
+
+    `breathe` is called about every half millisecond, for a caller who shares the GIL
+    with an application. Samples of the same stack and labels add up.
+    Raises: ProfileError for a sample with the wrong number of values.
+    """
+    writer = _Writer(profile, breathe)
+    parts = writer.parts()
+    squeeze = zlib.compressobj(6, zlib.DEFLATED, 31)  # 31: one gzip member
+    out = []
+    for part in parts:
+        for at in range(0, len(part), _CHUNK):
+            out.append(squeeze.compress(part[at : at + _CHUNK]))
+            breathe()
+    out.append(squeeze.flush())
+    return b"".join(out)
+
+
+def prune(profile: Profile, cap: int = SAMPLES_CAP) -> Profile:
+    """The heaviest samples; the rest is one `[truncated]` sample: totals stay true."""
+    if len(profile.samples) <= cap:
+        return profile
+    ranked = sorted(profile.samples, key=lambda s: s.values[-1], reverse=True)
+    kept, cut = ranked[: cap - 1], ranked[cap - 1 :]
+    sums = tuple(
+        sum(s.values[i] for s in cut) for i in range(len(profile.sample_types))
+    )
+    rest = Sample((Frame("", "[truncated]", 0, 0),), sums)
+    note = f"{len(cut)} of {len(ranked)} samples are summed up in [truncated]"
+    return replace(profile, samples=[*kept, rest], comments=(*profile.comments, note))
+
+
+class _Writer:
+    def __init__(self, profile: Profile, breathe: Callable[[], None]) -> None:
+        self._profile = profile
+        self._breathe = breathe
+        self._strings: dict[str, int] = {"": 0}
+        self._functions: dict[tuple[str, str, int], int] = {}
+        self._locations: dict[Frame, int] = {}
+        self._addresses: set[int] = set()
+        self._stacks: dict[tuple[Frame, ...], bytes] = {}
+        self._label_sets: dict[Labels, bytes] = {}
+        self._function_parts: list[bytes] = []
+        self._location_parts: list[bytes] = []
+
+    def parts(self) -> list[bytes]:
+        p = self._profile
+        types = [
+            block(SAMPLE_TYPE, self._value_type(t.type, t.unit)) for t in p.sample_types
+        ]
+        samples = self._samples()
+        mapping = number(MAPPING_ID, 1) + number(MAPPING_FILE, self._string(p.mapping))
+        mapping += b"".join(number(field, 1) for field in MAPPING_HAS)
+        tail = [
+            block(MAPPING, mapping),
+            b"".join(self._location_parts),
+            b"".join(self._function_parts),
+            number(TIME_NANOS, p.time_ns),
+            number(DURATION_NANOS, p.duration_ns),
+            block(
+                PERIOD_TYPE, self._value_type(p.period_type.type, p.period_type.unit)
+            ),
+            number(PERIOD, p.period),
+            packed(COMMENT, [self._string(text) for text in p.comments]),
+            number(DEFAULT_SAMPLE_TYPE, self._string(p.default_sample_type)),
+        ]
+        strings = [block(STRINGS, text.encode()) for text in self._strings]
+        return [*types, b"".join(samples), *tail, b"".join(strings)]
+
+    def _string(self, text: str) -> int:
+        # One bad string makes Pyroscope refuse the whole profile.
+        clean = text.encode("utf-8", "replace")[:STRING_CAP].decode("utf-8", "ignore")
+        return self._strings.setdefault(clean, len(self._strings))
+
+    def _value_type(self, kind: str, unit: str) -> bytes:
+        return number(1, self._string(kind)) + number(2, self._string(unit))
+
+    def _samples(self) -> list[bytes]:
+        width = len(self._profile.sample_types)
+        out = []
+        for at, sample in enumerate(aggregate(self._profile.samples)):
+            if len(sample.values) != width:
+                raise ProfileError(f"a sample has {len(sample.values)} values")
+            stack = self._stacks.get(sample.stack)
+            if stack is None:
+                stack = packed(SAMPLE_LOCATIONS, map(self._location, sample.stack))
+                self._stacks[sample.stack] = stack
+            body = stack + packed(SAMPLE_VALUES, sample.values)
+            out.append(block(SAMPLE, body + self._labels(sample.labels)))
+            if at % _STRIDE == 0:
+                self._breathe()
+        return out
+
+    def _labels(self, labels: Labels) -> bytes:
+        known = self._label_sets.get(labels)
+        if known is None:
+            known = b"".join(
+                block(
+                    SAMPLE_LABEL,
+                    number(LABEL_KEY, self._string(key))
+                    + number(LABEL_STR, self._string(value)),
+                )
+                for key, value in dict(labels).items()
+                if key and not key.startswith("pprof::")
+            )
+            self._label_sets[labels] = known
+        return known
+
+    def _location(self, frame: Frame) -> int:
+        known = self._locations.get(frame)
+        if known is not None:
+            return known
+        number_ = self._locations[frame] = len(self._locations) + 1
+        function = self._function(frame)
+        line = number(LINE_FUNCTION, function) + number(LINE_LINE, frame.line)
+        self._location_parts.append(
+            block(
+                LOCATION,
+                number(LOCATION_ID, number_)
+                + number(LOCATION_MAPPING, 1)
+                + number(LOCATION_ADDRESS, self._address(frame))
+                + block(LOCATION_LINE, line),
+            )
+        )
+        return number_
+
+    def _function(self, frame: Frame) -> int:
+        key = (frame.file, frame.function, frame.start_line)
+        known = self._functions.get(key)
+        if known is not None:
+            return known
+        number_ = self._functions[key] = len(self._functions) + 1
+        name = self._string(frame.function)
+        self._function_parts.append(
+            block(
+                FUNCTION,
+                number(FUNCTION_ID, number_)
+                + number(FUNCTION_NAME, name)
+                + number(FUNCTION_SYSTEM_NAME, name)
+                + number(FUNCTION_FILE, self._string(frame.file))
+                + number(FUNCTION_START, frame.start_line),
+            )
+        )
+        return number_
+
+    def _address(self, frame: Frame) -> int:
+        address = stable_address(frame)
+        while address in self._addresses:  # as good as never; addresses are unique
+            address = address % (1 << 62) + 1
+        self._addresses.add(address)
+        return address
+
+
+def stable_address(frame: Frame) -> int:
+    """A non-zero 62-bit number, the same for a place in every process.
+
+    Alloy computes deltas by address, so it must not depend on the order of frames.
+    """
+    text = f"{frame.file}\0{frame.function}\0{frame.line}"
+    digest = hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 2 or 1
+
+
+__all__ = ["encode", "prune", "stable_address"]

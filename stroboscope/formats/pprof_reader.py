@@ -1,0 +1,146 @@
+"""Read pprof, from anybody: for the CLI and for merging.
+
+Never raises anything but ProfileFormatError, never inflates beyond a cap.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+from stroboscope.errors import ProfileFormatError
+from stroboscope.formats import pprof as f
+from stroboscope.formats._wire import fields, numbers, signed
+from stroboscope.formats.profile import Frame, Labels, Profile, Sample, ValueType
+
+INFLATED_CAP = 256 << 20
+
+
+def decode(data: bytes) -> Profile:
+    """The profile in gzipped or plain bytes.
+
+    Raises: ProfileFormatError for anything else.
+    """
+    try:
+        return _Reader(_inflate(data)).profile()
+    except (IndexError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, ProfileFormatError):
+            raise
+        raise ProfileFormatError(f"not a pprof profile: {error}") from error
+
+
+def _inflate(data: bytes) -> bytes:
+    if not data.startswith(b"\x1f\x8b"):
+        return data
+    expand = zlib.decompressobj(31)
+    try:
+        plain = expand.decompress(data, INFLATED_CAP)
+    except zlib.error as error:
+        raise ProfileFormatError(f"bad gzip: {error}") from error
+    if not expand.eof:
+        raise ProfileFormatError("gzip data is cut off or too large")
+    return plain
+
+
+def _number(value: int | bytes) -> int:
+    if not isinstance(value, int):
+        raise ProfileFormatError("a number was expected")
+    return value
+
+
+def _bytes(value: int | bytes) -> bytes:
+    if not isinstance(value, bytes):
+        raise ProfileFormatError("a message was expected")
+    return value
+
+
+class _Reader:
+    def __init__(self, data: bytes) -> None:
+        self._all: dict[int, list[int | bytes]] = {}
+        for field, value in fields(data):
+            self._all.setdefault(field, []).append(value)
+        self._strings = [
+            _bytes(text).decode("utf-8", "replace") for text in self._get(f.STRINGS)
+        ]
+        if not self._strings or self._strings[0] != "":
+            raise ProfileFormatError("not a pprof profile: no string table")
+        self._functions = dict(map(self._function, self._get(f.FUNCTION)))
+        self._locations = dict(map(self._location, self._get(f.LOCATION)))
+
+    def _get(self, field: int) -> list[int | bytes]:
+        return self._all.get(field, [])
+
+    def _last(self, field: int) -> int:
+        values = self._get(field)
+        return _number(values[-1]) if values else 0
+
+    def profile(self) -> Profile:
+        types = tuple(self._value_type(_bytes(v)) for v in self._get(f.SAMPLE_TYPE))
+        if not types:
+            raise ProfileFormatError("not a pprof profile: no sample types")
+        mapping = ""
+        for value in self._get(f.MAPPING)[:1]:
+            at = dict(fields(_bytes(value))).get(f.MAPPING_FILE, 0)
+            mapping = self._strings[_number(at)]
+        period = self._get(f.PERIOD_TYPE)
+        comments = [n for value in self._get(f.COMMENT) for n in numbers(value)]
+        return Profile(
+            sample_types=types,
+            samples=[self._sample(_bytes(v), len(types)) for v in self._get(f.SAMPLE)],
+            period_type=self._value_type(_bytes(period[-1]) if period else b""),
+            period=signed(self._last(f.PERIOD)),
+            time_ns=signed(self._last(f.TIME_NANOS)),
+            duration_ns=signed(self._last(f.DURATION_NANOS)),
+            comments=tuple(self._strings[at] for at in comments),
+            default_sample_type=self._strings[self._last(f.DEFAULT_SAMPLE_TYPE)],
+            mapping=mapping,
+        )
+
+    def _value_type(self, data: bytes) -> ValueType:
+        parts = dict(fields(data))
+        return ValueType(
+            self._strings[_number(parts.get(1, 0))],
+            self._strings[_number(parts.get(2, 0))],
+        )
+
+    def _function(self, value: int | bytes) -> tuple[int, tuple[str, str, int]]:
+        parts = {key: _number(v) for key, v in fields(_bytes(value))}
+        return parts[f.FUNCTION_ID], (
+            self._strings[parts.get(f.FUNCTION_FILE, 0)],
+            self._strings[parts.get(f.FUNCTION_NAME, 0)],
+            signed(parts.get(f.FUNCTION_START, 0)),
+        )
+
+    def _location(self, value: int | bytes) -> tuple[int, list[Frame]]:
+        found: list[Frame] = []
+        number = 0
+        for field, part in fields(_bytes(value)):
+            if field == f.LOCATION_ID:
+                number = _number(part)
+            elif field == f.LOCATION_LINE:
+                line = {key: _number(v) for key, v in fields(_bytes(part))}
+                file, name, start = self._functions[line[f.LINE_FUNCTION]]
+                found.append(Frame(file, name, start, line.get(f.LINE_LINE, 0)))
+        return number, found
+
+    def _sample(self, data: bytes, width: int) -> Sample:
+        stack: list[Frame] = []
+        values: list[int] = []
+        labels: list[tuple[str, str]] = []
+        for field, value in fields(data):
+            if field == f.SAMPLE_LOCATIONS:
+                for at in numbers(value):
+                    stack += self._locations[at]
+            elif field == f.SAMPLE_VALUES:
+                values += [signed(n) for n in numbers(value)]
+            elif field == f.SAMPLE_LABEL:
+                labels += self._label(_bytes(value))
+        if len(values) != width:
+            raise ProfileFormatError(f"a sample has {len(values)} of {width} values")
+        return Sample(tuple(stack), tuple(values), tuple(labels))
+
+    def _label(self, data: bytes) -> Labels:
+        parts = {key: _number(v) for key, v in fields(data)}
+        text = parts.get(f.LABEL_STR, 0)
+        if not text:
+            return ()  # a numeric label, which we neither write nor show
+        return ((self._strings[parts.get(f.LABEL_KEY, 0)], self._strings[text]),)
