@@ -1,0 +1,1 @@
+"""Requests and responses as values, and their carriers for ASGI and WSGI."""

@@ -1,0 +1,79 @@
+"""Carry a request to the surface over ASGI, off the application's loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from starlette.responses import Response as StarletteResponse
+
+from stroboscope._http.messages import Request, Response
+from stroboscope._http.pool import Pool
+from stroboscope._types import Receive, Scope, Send
+
+
+def read(scope: Scope, path: str) -> Request:
+    """The request as a value; its body is never read."""
+    client = scope.get("client")
+    return Request(
+        method=scope["method"],
+        path=path,
+        query=scope.get("query_string", b"").decode("latin-1"),
+        headers=tuple(
+            (key.decode("latin-1").lower(), value.decode("latin-1"))
+            for key, value in scope.get("headers", ())
+        ),
+        peer=str(client[0]) if client else "",
+    )
+
+
+async def run(
+    pool: Pool, request: Request, receive: Receive, job: Callable[[], Response]
+) -> Response | None:
+    """The job's answer; None when the pool is full. A vanished client cancels it."""
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[Response] = loop.create_future()
+
+    def settle(response: Response) -> None:
+        if not answer.done():
+            answer.set_result(response)
+
+    def work() -> None:
+        response = job()
+        try:
+            loop.call_soon_threadsafe(settle, response)
+        except RuntimeError:  # the loop has ended; nobody waits
+            pass
+
+    if not pool.submit(work):
+        return None
+    watch = asyncio.ensure_future(_disconnected(receive))
+    try:
+        await asyncio.wait({answer, watch}, return_when=asyncio.FIRST_COMPLETED)
+        if not answer.done():
+            request.cancellation.cancel()
+        return await answer
+    except asyncio.CancelledError:
+        request.cancellation.cancel()
+        raise
+    finally:
+        watch.cancel()
+
+
+async def _disconnected(receive: Receive) -> None:
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return
+
+
+async def send_response(
+    response: Response, scope: Scope, receive: Receive, send: Send
+) -> None:
+    """Send it whole, with its length."""
+    carrier = StarletteResponse(response.body, response.status)
+    carrier.raw_headers = [
+        (key.lower().encode("latin-1"), value.encode("latin-1"))
+        for key, value in response.all_headers()
+    ]
+    await carrier(scope, receive, send)

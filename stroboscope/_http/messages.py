@@ -1,0 +1,106 @@
+"""A request and a response with no I/O: what endpoints take and give."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+#: On every answer. `identity` keeps compressing middlewares off: a profile is gzip
+#: already, and secrets beside chosen text must not be compressed.
+HEADERS = (
+    ("Cache-Control", "no-store, private"),
+    ("Content-Encoding", "identity"),
+    ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'"),
+    ("Referrer-Policy", "no-referrer"),
+    ("Vary", "Authorization"),
+    ("X-Content-Type-Options", "nosniff"),
+    ("X-Frame-Options", "DENY"),
+)
+TEXT = "text/plain; charset=utf-8"
+HTML = "text/html; charset=utf-8"
+JSON = "application/json"
+PROFILE = "application/octet-stream"
+PROBLEM = "application/problem+json"
+
+
+class Cancellation:
+    """Set when the client goes away. Safe from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._callbacks: list[Callable[[], object]] = []
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        """Call every callback, once."""
+        with self._lock:
+            self.cancelled = True
+            callbacks, self._callbacks = self._callbacks, []
+        for callback in callbacks:
+            callback()
+
+    def on_cancel(self, callback: Callable[[], object]) -> None:
+        """Call it when cancelled; at once when that has been."""
+        with self._lock:
+            if not self.cancelled:
+                self._callbacks.append(callback)
+                return
+        callback()
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What an endpoint may know. `path` is what follows the mount, undecoded.
+
+    Header names are lower case; duplicates stay apart.
+    """
+
+    method: str
+    path: str
+    query: str
+    headers: tuple[tuple[str, str], ...]
+    peer: str
+    cancellation: Cancellation = field(default_factory=Cancellation)
+
+    def header(self, name: str) -> str | None:
+        """The value of a header; None when absent or sent more than once."""
+        found = [value for key, value in self.headers if key == name]
+        return found[0] if len(found) == 1 else None
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """Status, body and the headers that differ from `HEADERS`."""
+
+    status: int
+    body: bytes
+    content_type: str = TEXT
+    headers: tuple[tuple[str, str], ...] = ()
+
+    def all_headers(self) -> list[tuple[str, str]]:
+        """Every header to send, with the length."""
+        return [
+            ("Content-Type", self.content_type),
+            ("Content-Length", str(len(self.body))),
+            *HEADERS,
+            *self.headers,
+        ]
+
+
+def refusal(
+    request: Request,
+    status: int,
+    text: str,
+    headers: Iterable[tuple[str, str]] = (),
+) -> Response:
+    """An error as pprof prints it: one line of text, marked for it.
+
+    RFC 9457 JSON where the client asks for that by name.
+    """
+    if PROBLEM in (request.header("accept") or ""):
+        body = json.dumps({"title": text, "status": status}).encode() + b"\n"
+        return Response(status, body, PROBLEM, tuple(headers))
+    marked = (("X-Go-Pprof", "1"), *headers)
+    return Response(status, text.encode() + b"\n", TEXT, marked)

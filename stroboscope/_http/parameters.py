@@ -1,0 +1,31 @@
+"""Query parameters. The first of duplicates wins: scrapers may send several."""
+
+from __future__ import annotations
+
+import math
+import re
+from urllib.parse import parse_qs
+
+#: What Go runs when `seconds` is absent, not a number, or not positive.
+DEFAULT_SECONDS = 30.0
+QUERY_CAP = 8192
+_NUMBER = re.compile(r"[0-9]{1,12}(\.[0-9]{1,9})?", re.ASCII)
+
+
+def first(query: str, name: str) -> str | None:
+    """The first value of a parameter, or None."""
+    values = parse_qs(query, keep_blank_values=True, max_num_fields=100).get(name)
+    return values[0] if values else None
+
+
+def profile_seconds(query: str, cap_s: float) -> tuple[float, bool]:
+    """Seconds to collect, and whether the cap cut them.
+
+    Garbage, zero, negative and infinite all mean the default, as in Go.
+    Source: net/http/pprof, Profile.
+    """
+    text = first(query, "seconds") or ""
+    wanted = float(text) if _NUMBER.fullmatch(text) else DEFAULT_SECONDS
+    if not math.isfinite(wanted) or wanted <= 0:
+        wanted = DEFAULT_SECONDS
+    return min(wanted, cap_s), wanted > cap_s

@@ -1,0 +1,1 @@
+"""Collecting profiles: from the engine's captures to plain data."""
