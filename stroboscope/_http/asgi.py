@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 from starlette.responses import Response as StarletteResponse
 
 from stroboscope._http.messages import Request, Response
 from stroboscope._http.pool import Pool
-from stroboscope._types import Receive, Scope, Send
+from stroboscope._types import Message, Receive, Scope, Send
 
 
 def read(scope: Scope, path: str) -> Request:
@@ -49,7 +50,8 @@ async def run(
         return None
     watch = asyncio.ensure_future(_disconnected(receive))
     try:
-        await asyncio.wait({answer, watch}, return_when=asyncio.FIRST_COMPLETED)
+        both: set[asyncio.Future[Any]] = {answer, watch}
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         if not answer.done():
             request.cancellation.cancel()
         return await answer
@@ -58,6 +60,12 @@ async def run(
         raise
     finally:
         watch.cancel()
+
+
+async def never() -> Message:
+    """A `receive` for carriers that do not learn of a client's end."""
+    await asyncio.Event().wait()
+    raise AssertionError
 
 
 async def _disconnected(receive: Receive) -> None:

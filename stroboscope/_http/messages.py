@@ -52,7 +52,7 @@ class Cancellation:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What an endpoint may know. `path` is what follows the mount, undecoded.
+    """What an endpoint may know. `path` is decoded and begins with the mount.
 
     Header names are lower case; duplicates stay apart.
     """

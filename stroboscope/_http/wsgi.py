@@ -36,13 +36,12 @@ def read(environ: Environ, path: str) -> Request:
 
 
 def run(
-    pool: Pool, request: Request, environ: Environ, job: Callable[[], Response]
+    pool: Pool, request: Request, client: object, job: Callable[[], Response]
 ) -> Response | None:
     """The job's answer; None when the pool is full. Blocks the calling thread."""
     answers: list[Response] = []
     if not pool.submit(lambda: answers.append(job())):
         return None
-    client = environ.get("gunicorn.socket")
     while not answers:
         time.sleep(_STEP_S)
         if not request.cancellation.cancelled and _is_closed(client):

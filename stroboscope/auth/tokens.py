@@ -46,7 +46,7 @@ class Tokens:
         check_keys(settings.keys)
         self._audience = settings.service
         self._clock = clock
-        self._serializer: URLSafeSerializer[str] = URLSafeSerializer(
+        self._serializer = URLSafeSerializer(
             list(settings.keys),
             salt=SALT,
             signer=Signer,

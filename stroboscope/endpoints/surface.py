@@ -53,32 +53,42 @@ class Surface:
         _log.warning("stroboscope: STROBOSCOPE_KEYS is not set; %s is off", "/debug")
         return None
 
+    def handles_scope(self, scope: Scope) -> bool:
+        """Whether an ASGI HTTP request is ours; false for everything else."""
+        return scope["type"] == "http" and self.handles(asgi_path(scope))
+
     def handles(self, path: str) -> bool:
         """Whether a decoded path, less its root path, is ours."""
         return path == self._exact or path.startswith(self._below)
 
     async def asgi(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer an HTTP request. Nothing is collected on the loop."""
-        request = asgi.read(scope, self._path(_asgi_path(scope)))
-        checked = self._checked(request)
-        if isinstance(checked, Response):
-            answer: Response | None = checked
-        else:
-            answer = await asgi.run(self._pool, request, receive, checked)
-        await asgi.send_response(answer or _busy(request), scope, receive, send)
+        request = asgi.read(scope, asgi_path(scope))
+        answer = await self.answer_async(request, receive)
+        await asgi.send_response(answer, scope, receive, send)
 
     def wsgi(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Answer a request; blocks its thread while something is collected."""
-        request = wsgi.read(environ, self._path(environ.get("PATH_INFO", "")))
+        request = wsgi.read(environ, environ.get("PATH_INFO", ""))
+        answer = self.answer(request, environ.get("gunicorn.socket"))
+        return wsgi.send_response(answer, environ, start_response)
+
+    async def answer_async(
+        self, request: Request, receive: Receive = asgi.never
+    ) -> Response:
+        """The answer to a request whose path begins with the mount."""
         checked = self._checked(request)
         if isinstance(checked, Response):
-            answer: Response | None = checked
-        else:
-            answer = wsgi.run(self._pool, request, environ, checked)
-        return wsgi.send_response(answer or _busy(request), environ, start_response)
+            return checked
+        answer = await asgi.run(self._pool, request, receive, checked)
+        return answer or _busy(request)
 
-    def _path(self, path: str) -> str:
-        return path[len(self._exact) :]
+    def answer(self, request: Request, client: object = None) -> Response:
+        """The same, blocking; `client` is a socket to watch for its end."""
+        checked = self._checked(request)
+        if isinstance(checked, Response):
+            return checked
+        return wsgi.run(self._pool, request, client, checked) or _busy(request)
 
     def _checked(self, request: Request) -> Response | Callable[[], Response]:
         """A refusal, or the job that answers."""
@@ -96,9 +106,10 @@ class Surface:
         grant = self._authenticate(request)
         if len(request.query) > QUERY_CAP:
             return refusal(request, 414, "query too long")
-        route = self._routes.get(request.path)
+        path = request.path[len(self._exact) :]
+        route = self._routes.get(path)
         if route is None:
-            is_profile = request.path.startswith("/pprof/")
+            is_profile = path.startswith("/pprof/")
             return refusal(request, 404, "Unknown profile" if is_profile else "Unknown")
         if request.method != "GET":
             return refusal(request, 405, "method not allowed", (("Allow", "GET"),))
@@ -131,8 +142,8 @@ class Surface:
         return refusal(request, 500, f"internal error ({number})")
 
 
-def _asgi_path(scope: Scope) -> str:
-    """The decoded path below the server's root path, as `handles` saw it."""
+def asgi_path(scope: Scope) -> str:
+    """The decoded path below the root path, for `Surface.handles`."""
     path: str = scope["path"]
     root: str = scope.get("root_path", "")
     return path[len(root) :] if root and path.startswith(root + "/") else path

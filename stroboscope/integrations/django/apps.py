@@ -1,0 +1,10 @@
+"""The application's entry in Django's registry."""
+
+from django.apps import AppConfig
+
+
+class StroboscopeConfig(AppConfig):
+    """Nothing runs here: the middleware does the work."""
+
+    name = "stroboscope.integrations.django"
+    label = "stroboscope"

@@ -1,0 +1,163 @@
+"""Django's middleware, for WSGI and ASGI, views of both kinds.
+
+Touches neither database nor session, so it answers when those are broken.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any
+
+from asgiref.sync import iscoroutinefunction, markcoroutinefunction
+from django.conf import settings as django_settings
+from django.http import HttpRequest, HttpResponse
+from django.http.response import HttpResponseBase
+
+from stroboscope._http.messages import Request, Response
+from stroboscope.endpoints import Surface
+from stroboscope.middleware.observed import Labeller, Observed
+from stroboscope.middleware.routes import django_template
+from stroboscope.settings import Settings
+
+Answer = Callable[[HttpRequest], Any]
+
+
+class StroboscopeMiddleware:
+    """Labels requests and carries the surface. Put it first."""
+
+    sync_capable = True
+    async_capable = True
+
+    def __init__(self, get_response: Answer) -> None:
+        self.get_response = get_response
+        options = getattr(django_settings, "STROBOSCOPE", {})
+        settings = Settings.from_environ(os.environ, **options)
+        self.surface = Surface.from_settings(settings)
+        self.labeller = Labeller(settings, django_template)
+        self._is_async = iscoroutinefunction(get_response)
+        if self._is_async:
+            markcoroutinefunction(self)
+
+    def __call__(self, request: HttpRequest) -> Any:
+        """Serve one request, or return the awaitable that does."""
+        surface = self.surface
+        if surface is not None and surface.handles(request.path_info):
+            if self._is_async:
+                return self._surface_async(surface, request)
+            return _carried(surface.answer(_read(request)))
+        if self._is_async:
+            return self._labelled_async(request)
+        return self._labelled(request)
+
+    def _begin(self, request: HttpRequest) -> Observed | None:
+        try:
+            observed = Observed(self.labeller, request, request.method or "GET")
+            observed.enter()
+        except Exception as error:  # ours: the application goes on without labels
+            self.labeller.failed(error)
+            return None
+        return observed
+
+    def _labelled(self, request: HttpRequest) -> HttpResponseBase:
+        observed = self._begin(request)
+        try:
+            response: HttpResponseBase = self.get_response(request)
+        except BaseException:
+            _fail(observed)
+            raise
+        return _finish(observed, response)
+
+    async def _labelled_async(self, request: HttpRequest) -> HttpResponseBase:
+        observed = self._begin(request)
+        try:
+            awaitable: Awaitable[HttpResponseBase] = self.get_response(request)
+            response = await awaitable
+        except BaseException:
+            _fail(observed)
+            raise
+        return _finish(observed, response)
+
+    async def _surface_async(
+        self, surface: Surface, request: HttpRequest
+    ) -> HttpResponse:
+        return _carried(await surface.answer_async(_read(request)))
+
+
+def _fail(observed: Observed | None) -> None:
+    if observed is not None:
+        observed.status = 500
+        observed.leave()
+        observed.end()
+
+
+def _finish(observed: Observed | None, response: HttpResponseBase) -> HttpResponseBase:
+    if observed is None:
+        return response
+    observed.leave()
+    observed.status = response.status_code
+    if not response.streaming:
+        observed.end()
+        return response
+    if getattr(response, "is_async", False):
+        response.streaming_content = _steps_async(  # type: ignore[attr-defined]
+            observed,
+            response.streaming_content,  # type: ignore[attr-defined]
+        )
+    else:
+        response.streaming_content = _steps(  # type: ignore[attr-defined]
+            observed,
+            response.streaming_content,  # type: ignore[attr-defined]
+        )
+    return response
+
+
+def _steps(observed: Observed, content: Iterator[bytes]) -> Iterator[bytes]:
+    try:
+        while True:
+            observed.enter()
+            try:
+                chunk = next(content, None)
+            finally:
+                observed.leave()
+            if chunk is None:
+                return
+            yield chunk
+    finally:
+        observed.end()
+
+
+async def _steps_async(
+    observed: Observed, content: AsyncIterator[bytes]
+) -> AsyncIterator[bytes]:
+    try:
+        while True:
+            observed.enter()
+            try:
+                chunk = await anext(content, None)
+            finally:
+                observed.leave()
+            if chunk is None:
+                return
+            yield chunk
+    finally:
+        observed.end()
+
+
+def _read(request: HttpRequest) -> Request:
+    return Request(
+        method=request.method or "",
+        path=request.path_info,
+        query=request.META.get("QUERY_STRING", ""),
+        headers=tuple((key.lower(), value) for key, value in request.headers.items()),
+        peer=request.META.get("REMOTE_ADDR", ""),
+    )
+
+
+def _carried(response: Response) -> HttpResponse:
+    carrier = HttpResponse(response.body, status=response.status)
+    for key, value in response.all_headers():
+        # Django keeps one value per name; Bearer is the challenge that matters.
+        if key not in carrier or key == "Content-Type":
+            carrier[key] = value
+    return carrier
