@@ -1,1 +1,26 @@
-"""Labelled profiles of running Python web services."""
+"""stroboscope: labelled profiles of running Python web services.
+
+This roof re-exports what users call; nothing inside imports it.
+"""
+
+from stroboscope.labels import (
+    Job,
+    LabelSet,
+    carry,
+    current,
+    do,
+    propagate_to_threads,
+    without,
+)
+from stroboscope.settings import Settings
+
+__all__ = [
+    "Job",
+    "LabelSet",
+    "Settings",
+    "carry",
+    "current",
+    "do",
+    "propagate_to_threads",
+    "without",
+]

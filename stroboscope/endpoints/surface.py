@@ -15,6 +15,7 @@ from functools import partial
 
 from stroboscope._clock import SYSTEM, Clock
 from stroboscope._http import asgi, wsgi
+from stroboscope._http.asgi import never
 from stroboscope._http.messages import Request, Response, refusal
 from stroboscope._http.parameters import QUERY_CAP
 from stroboscope._http.pool import Pool
@@ -74,7 +75,7 @@ class Surface:
         return wsgi.send_response(answer, environ, start_response)
 
     async def answer_async(
-        self, request: Request, receive: Receive = asgi.never
+        self, request: Request, receive: Receive = never
     ) -> Response:
         """The answer to a request whose path begins with the mount."""
         checked = self._checked(request)

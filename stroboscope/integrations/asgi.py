@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import Any
 
 from stroboscope._types import ASGIApp, Receive, Scope, Send
 from stroboscope.endpoints import Surface
@@ -29,7 +30,7 @@ class Stroboscope:
         settings: Settings | None = None,
         *,
         template: Callable[[Scope], str | None] = starlette_template,
-        **options: object,
+        **options: Any,
     ) -> None:
         settings = settings or Settings.from_environ(os.environ, **options)
         self.surface = Surface.from_settings(settings)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from flask import Flask
 
 from stroboscope.integrations import wsgi
@@ -19,7 +21,7 @@ class Stroboscope:
         self,
         app: Flask | None = None,
         settings: Settings | None = None,
-        **options: object,
+        **options: Any,
     ) -> None:
         self._settings = settings
         self._options = options

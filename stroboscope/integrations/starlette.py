@@ -5,6 +5,8 @@ Ours becomes the outermost layer, whatever middleware is added before or after.
 
 from __future__ import annotations
 
+from typing import Any
+
 from starlette.applications import Starlette
 
 from stroboscope._types import ASGIApp
@@ -12,9 +14,7 @@ from stroboscope.integrations.asgi import Stroboscope
 from stroboscope.settings import Settings
 
 
-def install(
-    app: Starlette, settings: Settings | None = None, **options: object
-) -> None:
+def install(app: Starlette, settings: Settings | None = None, **options: Any) -> None:
     """Label the application's requests and mount the surface.
 
     Options are `Settings` fields; the environment fills in the rest. Call it before
@@ -30,4 +30,4 @@ def install(
         outer.labelled.app = build()
         return outer
 
-    app.build_middleware_stack = build_with_ours  # type: ignore[method-assign, assignment]
+    app.build_middleware_stack = build_with_ours  # type: ignore[method-assign]

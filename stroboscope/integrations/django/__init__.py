@@ -1,5 +1,7 @@
-"""Django: `stroboscope.integrations.django` in INSTALLED_APPS, and its middleware
-first in MIDDLEWARE. The middleware carries the surface; no URL is needed.
+"""Django: an application and a middleware, which comes first and carries the surface.
+
+`stroboscope.integrations.django` goes into INSTALLED_APPS,
+`stroboscope.integrations.django.middleware.StroboscopeMiddleware` first into MIDDLEWARE.
 
 Settings come from the dictionary `STROBOSCOPE` in Django's settings and from the
 environment.

@@ -100,14 +100,14 @@ def _finish(observed: Observed | None, response: HttpResponseBase) -> HttpRespon
         observed.end()
         return response
     if getattr(response, "is_async", False):
-        response.streaming_content = _steps_async(  # type: ignore[attr-defined]
+        response.streaming_content = _steps_async(
             observed,
-            response.streaming_content,  # type: ignore[attr-defined]
+            response.streaming_content,
         )
     else:
-        response.streaming_content = _steps(  # type: ignore[attr-defined]
+        response.streaming_content = _steps(
             observed,
-            response.streaming_content,  # type: ignore[attr-defined]
+            response.streaming_content,
         )
     return response
 

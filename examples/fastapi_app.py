@@ -1,0 +1,46 @@
+"""A FastAPI service with three routes; tenants come in a header."""
+
+import hashlib
+
+from fastapi import FastAPI
+
+from stroboscope.integrations.fastapi import install
+
+app = FastAPI()
+
+
+def tenant(scope):
+    return dict(scope["headers"]).get(b"x-tenant", b"").decode() or None
+
+
+install(app, service="shop", tenant=tenant)
+
+
+def price_basket(item: int) -> int:
+    return sum(i * i % (item + 7) for i in range(20_000))
+
+
+def rank_results() -> int:
+    return len(sorted(str(i * 7919 % 10_007) for i in range(4_000)))
+
+
+def draw_page(page: str) -> str:
+    digest = page.encode()
+    for _ in range(2_000):
+        digest = hashlib.sha256(digest).digest()
+    return digest.hex()
+
+
+@app.get("/checkout/{item}")
+async def checkout(item: int):
+    return {"total": price_basket(item)}
+
+
+@app.get("/search")
+async def search():
+    return {"hits": rank_results()}
+
+
+@app.get("/render/{page}")
+def render(page: str):
+    return {"page": draw_page(page)}

@@ -1,0 +1,344 @@
+"""The surface refuses alike, answers as Go does, and says what it cut."""
+
+import asyncio
+import base64
+import hashlib
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from itsdangerous import URLSafeSerializer
+from werkzeug.test import Client
+
+from stroboscope._http.parameters import profile_seconds
+from stroboscope.auth.keys import check_keys, generate_key
+from stroboscope.auth.tokens import SALT, SCOPES, Tokens
+from stroboscope.endpoints import Surface, pages
+from stroboscope.errors import SettingsError, Unauthenticated, WeakKeyError
+from stroboscope.formats.pprof_reader import decode
+from stroboscope.integrations import asgi, wsgi
+from stroboscope.settings import Settings
+
+KEY = generate_key()
+SETTINGS = Settings(keys=(KEY,), service="shop", profile_seconds_cap=0.2)
+
+
+class FakeClock:
+    def __init__(self) -> None:
+        self.now_s = 1_700_000_000.0
+
+    def time_s(self) -> float:
+        return self.now_s
+
+    def monotonic_ns(self) -> int:
+        return int(self.now_s * 1e9)
+
+
+def token(*scopes: str, ttl_s: float = 60) -> str:
+    return Tokens(SETTINGS).mint(scopes or ("profile",), ttl_s)
+
+
+def bearer(text: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {text}"}
+
+
+async def asgi_inner(scope: Any, receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 404, "headers": []})
+    await send({"type": "http.response.body", "body": b"the application's own"})
+
+
+def wsgi_inner(environ: Any, start_response: Any) -> list[bytes]:
+    start_response("404 Not Found", [("Content-Type", "text/plain")])
+    return [b"the application's own"]
+
+
+class Answer:
+    def __init__(self, status: int, headers: Any, body: bytes) -> None:
+        self.status, self.headers, self.body = status, headers, body
+
+
+Ask = Callable[..., Answer]
+
+
+def ask_asgi(
+    path: str,
+    headers: dict[str, str] | None = None,
+    method: str = "GET",
+    settings: Settings = SETTINGS,
+) -> Answer:
+    async def run() -> Answer:
+        transport = httpx.ASGITransport(asgi.Stroboscope(asgi_inner, settings))
+        async with httpx.AsyncClient(
+            transport=transport, base_url="http://127.0.0.1"
+        ) as client:
+            answer = await client.request(method, path, headers=headers)
+            return Answer(answer.status_code, answer.headers, answer.content)
+
+    return asyncio.run(run())
+
+
+def ask_wsgi(
+    path: str,
+    headers: dict[str, str] | None = None,
+    method: str = "GET",
+    settings: Settings = SETTINGS,
+) -> Answer:
+    client = Client(wsgi.Stroboscope(wsgi_inner, settings))
+    answer = client.open(path, method=method, headers=headers)
+    return Answer(answer.status_code, answer.headers, answer.get_data())
+
+
+@pytest.fixture(params=[ask_asgi, ask_wsgi], ids=["asgi", "wsgi"])
+def ask(request: pytest.FixtureRequest) -> Ask:
+    made: Ask = request.param
+    return made
+
+
+def test_h03_off_looks_absent(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+    """Without a key the path is the application's own, and one log line says so."""
+    with caplog.at_level(logging.WARNING):
+        answer = ask("/debug/pprof/profile", settings=Settings())
+
+    assert (answer.status, answer.body) == (404, b"the application's own")
+    assert caplog.text.count("STROBOSCOPE_KEYS is not set") == 1
+
+
+@pytest.mark.parametrize(
+    "key", ["", "secret", "a" * 64, "by-dev" * 10, "0123456789abcdef" * 2, "1" * 80]
+)
+def test_h02_weak_keys_are_refused(key: str) -> None:
+    """Short, regular and well-known keys raise at start, without showing the key."""
+    with pytest.raises(WeakKeyError) as refused:
+        check_keys((key,))
+    assert not key or key not in str(refused.value)
+
+
+def test_h02_generated_keys_are_strong() -> None:
+    """What we make we accept, so does 32 bytes in hexadecimal."""
+    for _ in range(300):
+        check_keys((generate_key(),))
+    check_keys((hashlib.sha256(b"x").hexdigest(),))
+
+
+@pytest.mark.parametrize(
+    "path", ["/debug", "/debug/", "/debug/./x", "/%64ebug/", "/debug/;x", "/debug/no"]
+)
+def test_h04_every_path_below_the_mount_asks_first(ask: Ask, path: str) -> None:
+    """A stranger cannot tell what exists."""
+    assert ask(path).status == 401
+
+
+def test_h05_refusals_are_equal_whatever_the_cause(ask: Ask) -> None:
+    """Missing, malformed, badly signed and expired look the same."""
+    clock = FakeClock()
+    expired = Tokens(SETTINGS, clock).mint(["profile"], 1)
+    sent: list[dict[str, str]] = [
+        {},
+        {"Authorization": "Bearer"},
+        {"Authorization": "Digest x"},
+        {"Authorization": "Basic !!!"},
+        bearer("x.y.z"),
+        bearer("x" * 20_000),
+        bearer(expired),
+        bearer(token()[:-1]),
+    ]
+    answers = [ask("/debug/pprof/profile", headers) for headers in sent]
+
+    assert {a.status for a in answers} == {401}
+    assert {a.body for a in answers} == {b"unauthorized\n"}
+    for answer in answers:
+        challenges = answer.headers.get("WWW-Authenticate")
+        assert 'Bearer realm="stroboscope"' in challenges
+        assert "no-store" in answer.headers["Cache-Control"]
+
+
+@pytest.mark.parametrize("scope", sorted(SCOPES))
+@pytest.mark.parametrize("route", pages.ROUTES, ids=lambda r: r.paths[0])
+def test_h06_scopes_are_a_matrix(ask: Ask, scope: str, route: pages.Route) -> None:
+    """A token opens what its scope names; admin opens all; the rest is 403."""
+    answer = ask("/debug" + route.paths[0] + "?seconds=0.1", bearer(token(scope)))
+
+    allowed = scope in (route.scope, "admin")
+    assert answer.status == (200 if allowed else 403)
+    assert allowed or answer.body == b"insufficient_scope\n"
+
+
+def test_h07_tokens_expire_to_the_second() -> None:
+    """Valid one second before, not one after; not from the future."""
+    clock = FakeClock()
+    tokens = Tokens(SETTINGS, clock)
+    text = tokens.mint(["profile"], 60)
+
+    clock.now_s += 59
+    assert tokens.verify(text).scopes == {"profile"}
+    for moment in (+2, -200):
+        clock.now_s += moment
+        with pytest.raises(Unauthenticated):
+            tokens.verify(text)
+
+
+def test_h08_audience_and_salt_bind() -> None:
+    """Another service's token, or another salt under the same key, is no token."""
+    other = Tokens(Settings(keys=(KEY,), service="other")).mint(["admin"], 60)
+    cookie = str(
+        URLSafeSerializer(KEY, signer_kwargs={"digest_method": hashlib.sha256}).dumps(
+            {"aud": "shop", "scope": ["admin"]}
+        )
+    )
+    for text in (other, cookie):
+        with pytest.raises(Unauthenticated):
+            Tokens(SETTINGS).verify(text)
+
+
+def test_h09_keys_rotate() -> None:
+    """An old key verifies until it is dropped; the newest signs."""
+    new = generate_key()
+    old_token = token()
+    both = Tokens(Settings(keys=(KEY, new), service="shop"))
+    only_new = Tokens(Settings(keys=(new,), service="shop"))
+
+    assert both.verify(old_token)
+    assert only_new.verify(both.mint(["profile"], 60))
+    with pytest.raises(Unauthenticated):
+        only_new.verify(old_token)
+
+
+def test_h10_sha1_signatures_are_refused() -> None:
+    """itsdangerous' default digest is not ours."""
+    good = Tokens(SETTINGS)
+    payload = URLSafeSerializer(KEY, salt=SALT).loads_unsafe(token())[1]
+    weak = URLSafeSerializer(KEY, salt=SALT).dumps(payload)
+
+    with pytest.raises(Unauthenticated):
+        good.verify(str(weak))
+
+
+@given(st.text(max_size=200))
+def test_no_text_is_a_token(text: str) -> None:
+    """Any text is refused with our error, never another."""
+    with pytest.raises(Unauthenticated):
+        Tokens(SETTINGS).verify(text)
+
+
+def test_unknown_scopes_cannot_be_minted() -> None:
+    """A scope that opens nothing is a mistake."""
+    with pytest.raises(SettingsError):
+        token("everything")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "0", "-5", "x", "nan", "inf", "1e309", "\uff11", "1_0", "+5", " 5", "0x5"],
+)
+def test_h18_unusable_seconds_mean_thirty(text: str) -> None:
+    """As in Go; 30 is then clamped to the cap like any other."""
+    assert profile_seconds(f"seconds={text.replace('+', '%2B')}", 60) == (30.0, False)
+
+
+@pytest.mark.parametrize(
+    ("query", "seconds"),
+    [("seconds=5", 5), ("seconds=0.5", 0.5), ("seconds=5&seconds=9", 5)],
+)
+def test_h18_seconds_are_read(query: str, seconds: float) -> None:
+    """Integers, decimals, and the first of duplicates."""
+    assert profile_seconds(query, 60) == (seconds, False)
+
+
+def test_a_profile_is_what_pprof_expects(ask: Ask) -> None:
+    """Bearer or Basic, Go's headers, a clamp that is said."""
+    basic = base64.b64encode(f"x:{token()}".encode()).decode()
+    for headers in (bearer(token()), {"Authorization": f"Basic {basic}"}):
+        answer = ask("/debug/pprof/profile?seconds=600", headers)
+
+        assert answer.status == 200
+        assert answer.headers["Content-Type"] == "application/octet-stream"
+        assert answer.headers["X-Stroboscope-Clamped"] == "seconds=0.2"
+        disposition = answer.headers["Content-Disposition"]
+        assert disposition == 'attachment; filename="profile"'
+        assert decode(answer.body).duration_ns >= 2e8
+
+
+def test_h35_unknown_profiles_reflect_nothing(ask: Ask) -> None:
+    """A name with a line break or markup is just unknown."""
+    for name in ("no", "a%0d%0ab", "%3Cscript%3E", '"x"'):
+        answer = ask(f"/debug/pprof/{name}", bearer(token()))
+
+        assert (answer.status, answer.body) == (404, b"Unknown profile\n")
+        assert answer.headers["X-Go-Pprof"] == "1"
+
+
+def test_h37_nothing_is_cached_or_compressed(ask: Ask) -> None:
+    """Every answer says so, and that it is not to be sniffed or framed."""
+    for headers in ({}, bearer(token("metrics"))):
+        answer = ask("/debug/", headers)
+
+        assert answer.headers["Cache-Control"] == "no-store, private"
+        assert answer.headers["Content-Encoding"] == "identity"
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        assert answer.headers["X-Frame-Options"] == "DENY"
+        assert "access-control-allow-origin" not in answer.headers
+
+
+def test_h38_both_slash_forms_are_served(ask: Ask) -> None:
+    """No redirects: Parca does not follow them."""
+    headers = bearer(token("metrics", "profile"))
+
+    for path in ("/debug", "/debug/", "/debug/pprof", "/debug/pprof/"):
+        assert ask(path, headers).status == 200
+
+
+def test_h45_errors_leak_nothing(
+    ask: Ask, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The client gets a number, the log the traceback."""
+
+    def fail(*args: object) -> None:
+        raise RuntimeError("hunter2")
+
+    monkeypatch.setattr(pages, "collect_cpu", fail)
+    answer = ask("/debug/pprof/profile", bearer(token()))
+
+    assert answer.status == 500
+    assert answer.body.startswith(b"internal error (")
+    assert "hunter2" in caplog.text
+
+
+def test_h48_other_methods_are_refused(ask: Ask) -> None:
+    """HEAD would run a profile in Go; here it is 405 with Allow."""
+    for method in ("HEAD", "OPTIONS", "POST", "DELETE"):
+        answer = ask("/debug/pprof/profile", bearer(token()), method)
+
+        assert answer.status == 405
+        assert answer.headers["Allow"] == "GET"
+
+
+def test_h21_a_vanished_client_ends_its_profile() -> None:
+    """Over ASGI a disconnect cancels the window within a quarter second."""
+    settings = Settings(keys=(KEY,), service="shop")
+    surface = Surface(settings)
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": "/debug/pprof/profile",
+        "query_string": b"seconds=30",
+        "headers": [(b"authorization", f"Bearer {token()}".encode())],
+    }
+
+    async def receive() -> dict[str, object]:
+        await asyncio.sleep(0.3)
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        pass
+
+    async def main() -> float:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        await surface.asgi(scope, receive, send)
+        return loop.time() - began
+
+    assert asyncio.run(main()) < 0.3 + 0.25
