@@ -35,8 +35,9 @@ def _fastapi_path(scope: Scope) -> str | None:
 
 
 def _mounts(scope: Scope, route: Any) -> str:
-    """The mounted prefix as a template. `root_path` holds it as the client sent it,
-    so values of its parameters are put back to their names.
+    """The mounted prefix as a template.
+
+    `root_path` holds it as the client sent it: values go back to their names.
     """
     if "app_root_path" not in scope:
         return ""
@@ -56,7 +57,8 @@ def werkzeug_template(environ: Environ) -> str | None:
     """`/shop/items/<int:id>` for a routed Flask or werkzeug request."""
     request = environ.get("werkzeug.request")
     rule = getattr(request, "url_rule", None)
-    return getattr(rule, "rule", None)
+    template: str | None = getattr(rule, "rule", None)
+    return template
 
 
 def django_template(request: Any) -> str | None:
@@ -65,4 +67,5 @@ def django_template(request: Any) -> str | None:
     route = getattr(match, "route", None)
     if route is None:
         return None
-    return "/" + route.replace("^", "").removesuffix("$").removesuffix(r"\Z")
+    text: str = route
+    return "/" + text.replace("^", "").removesuffix("$").removesuffix(r"\Z")

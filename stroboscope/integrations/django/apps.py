@@ -3,7 +3,7 @@
 from django.apps import AppConfig
 
 
-class StroboscopeConfig(AppConfig):
+class StroboscopeConfig(AppConfig):  # type: ignore[misc]
     """Nothing runs here: the middleware does the work."""
 
     name = "stroboscope.integrations.django"
