@@ -2,7 +2,16 @@
 PYTHON ?= python3
 SHELL := /bin/bash
 
-.PHONY: test lint clean
+.PHONY: demo test lint clean
+
+demo: .venv/.stamp
+	@.venv/bin/python scripts/demo.py
+
+.venv/.stamp: pyproject.toml setup.py $(wildcard stroboscope/_core/src/*)
+	@echo "Making .venv and building the engine ..."
+	@$(PYTHON) -m venv .venv
+	@.venv/bin/python -m pip install -q --disable-pip-version-check -e '.[fastapi]' 'uvicorn>=0.38'
+	@touch .venv/.stamp
 
 test:
 	@PYTHON="$(PYTHON)" bash scripts/test.sh

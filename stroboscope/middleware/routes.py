@@ -53,10 +53,19 @@ def _mounts(scope: Scope, route: Any) -> str:
     return "/".join(segments)
 
 
+_RULE = "stroboscope.rule"
+
+
+def keep_rule(environ: Environ) -> None:
+    """Note the rule when the response starts: Flask drops its request before close."""
+    environ[_RULE] = getattr(environ.get("werkzeug.request"), "url_rule", None)
+
+
 def werkzeug_template(environ: Environ) -> str | None:
     """`/shop/items/<int:id>` for a routed Flask or werkzeug request."""
-    request = environ.get("werkzeug.request")
-    rule = getattr(request, "url_rule", None)
+    rule = environ.get(_RULE)
+    if rule is None:
+        rule = getattr(environ.get("werkzeug.request"), "url_rule", None)
     template: str | None = getattr(rule, "rule", None)
     return template
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from stroboscope._types import Environ, StartResponse, WSGIApp
 from stroboscope.middleware.observed import Labeller, Observed
-from stroboscope.middleware.routes import werkzeug_template
+from stroboscope.middleware.routes import keep_rule, werkzeug_template
 from stroboscope.settings import Settings
 
 
@@ -30,6 +30,7 @@ class WSGIRequest(Observed):
         """Note the status and pass on."""
         code = status[:3]
         self.status = int(code) if code.isdigit() else 0
+        keep_rule(self.carrier)
         return self._start_response(status, headers, *rest)
 
 

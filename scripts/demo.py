@@ -1,0 +1,125 @@
+"""`make demo`: two workers under load, one sliced profile. Stops what it started."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+OUT = ROOT / "demo-cpu.pb.gz"
+SECONDS = 5
+TENANTS = ("acme", "globex", "initech", "umbrella", "hooli")
+PATHS = ("/checkout/42", "/search", "/render/home")
+TOOL = [sys.executable, "-m", "stroboscope.cli"]
+
+
+def tool(*arguments, env):
+    done = subprocess.run(
+        [*TOOL, *arguments], env=env, check=True, capture_output=True, text=True
+    )
+    return done.stdout.strip()
+
+
+def load(base, offset, done):
+    turn = offset
+    while not done.is_set():
+        tenant = TENANTS[turn % 7 % len(TENANTS)]
+        request = urllib.request.Request(
+            base + PATHS[turn % len(PATHS)], headers={"X-Tenant": tenant}
+        )
+        try:
+            urllib.request.urlopen(request, timeout=5).read()
+        except OSError:
+            time.sleep(0.05)
+        turn += 1
+
+
+def wait_for(base):
+    for _ in range(150):
+        try:
+            urllib.request.urlopen(base + "/search", timeout=2).read()
+            return
+        except OSError:
+            time.sleep(0.1)
+    raise SystemExit("the demo server did not start")
+
+
+def fetch(base, token):
+    url = f"{base}/debug/pprof/profile?seconds={SECONDS}"
+    print(f"\n$ curl -H 'Authorization: Bearer $TOKEN' -o {OUT.name} '{url}'")
+    ticking = threading.Event()
+
+    def tick():
+        for left in range(SECONDS, 0, -1):
+            print(f"  sampling, {left} s left ...", flush=True)
+            if ticking.wait(1):
+                return
+
+    ticker = threading.Thread(target=tick)
+    ticker.start()
+    header = f"Authorization: Bearer {token}"
+    if shutil.which("curl"):
+        subprocess.run(
+            ["curl", "-fsS", "-H", header, "-o", str(OUT), url], check=True
+        )
+    else:
+        request = urllib.request.Request(url, headers=dict([header.split(": ", 1)]))
+        OUT.write_bytes(urllib.request.urlopen(request, timeout=60).read())
+    ticking.set()
+    ticker.join()
+
+
+def show(env):
+    for arguments in (
+        ["--focus", "endpoint=/checkout/{item}", "--focus", "tenant=acme", "-n", "8"],
+        ["--by", "endpoint"],
+        ["--by", "tenant"],
+    ):
+        print(f"\n$ stroboscope top {' '.join(arguments)} {OUT.name}")
+        print(tool("top", *arguments, str(OUT), env=env))
+
+
+def main():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    base = f"http://127.0.0.1:{port}"
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    env["STROBOSCOPE_KEYS"] = tool("key", env=env)
+    print("Starting examples/fastapi_app.py under uvicorn with 2 workers ...")
+    server = subprocess.Popen(
+        [sys.executable, "-m", "uvicorn", "examples.fastapi_app:app"]
+        + ["--port", str(port), "--workers", "2", "--log-level", "warning"],
+        cwd=ROOT,
+        env=env,
+    )
+    done = threading.Event()
+    threads = [
+        threading.Thread(target=load, args=(base, n, done)) for n in range(6)
+    ]
+    try:
+        wait_for(base)
+        for thread in threads:
+            thread.start()
+        token = tool("token", "--service", "shop", "--ttl", "15m", env=env)
+        fetch(base, token)
+    finally:
+        done.set()
+        for thread in threads:
+            if thread.ident:
+                thread.join()
+        server.terminate()
+        server.wait(20)
+    show(env)
+    print(f"\nThe profile of one worker is in {OUT.name}. Go on with:")
+    print(f"  .venv/bin/stroboscope top --by latency {OUT.name}")
+    print(f"  go tool pprof -http=127.0.0.1:8081 {OUT.name}")
+
+
+if __name__ == "__main__":
+    main()

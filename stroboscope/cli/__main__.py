@@ -1,0 +1,7 @@
+"""`python -m stroboscope.cli`."""
+
+import sys
+
+from stroboscope.cli import main
+
+sys.exit(main())
