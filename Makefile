@@ -27,3 +27,8 @@ lint: .venvs/main/.stamp
 
 clean:
 	rm -rf .venv .venvs .cache build dist *.egg-info stroboscope/_core/*.so
+
+HAMMER_SECONDS ?= 600
+.PHONY: hammer
+hammer: .venvs/main/.stamp
+	.venvs/main/bin/python tests/native/hammer.py $(HAMMER_SECONDS)

@@ -1,0 +1,168 @@
+"""The crash hunt: everything that moves under a sampler, at once, for a while.
+
+`python tests/native/hammer.py SECONDS` exits 0 when nothing crashed and no sample's
+label contradicted its stack. A storm of sampler signals comes on top of the timers.
+"""
+
+import asyncio
+import contextvars
+import gc
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+from stroboscope._core import LABELS, Capture, LabelCell, _native, engine
+
+VARIABLES = [contextvars.ContextVar[int](f"v{i}") for i in range(200)]
+
+
+def burn_a(n: int) -> int:
+    return sum(i * i for i in range(n))
+
+
+def burn_b(n: int) -> int:
+    return sum(i * i for i in range(n))
+
+
+BURN: dict[str, Callable[[int], int]] = {"a": burn_a, "b": burn_b}
+
+
+def labelled(label: str) -> LabelCell:
+    for variable in random.sample(VARIABLES, random.choice((1, 17, 200))):
+        variable.set(1)
+    cell = LabelCell(label)
+    LABELS.set(cell)
+    return cell
+
+
+def threads_come_and_go() -> None:
+    def work(label: str) -> None:
+        cell = labelled(label)
+        BURN[label](2000)
+        cell.publish()
+
+    some = [threading.Thread(target=work, args=(name,)) for name in "abab"]
+    for thread in some:
+        thread.start()
+    for thread in some:
+        thread.join()
+
+
+def code_comes_and_goes() -> None:
+    for i in range(50):
+        space: dict[str, Callable[[], int]] = {}
+        exec(f"def f():\n return sum(range({i}))\nf()", space)
+        (lambda: space["f"]())()
+
+
+def deep(n: int) -> int:
+    return 0 if n == 0 else 1 + deep(n - 1)
+
+
+def generators_and_errors() -> None:
+    def numbers() -> Iterator[int]:
+        try:
+            yield from range(20)
+        finally:
+            burn_a(10)
+
+    for _ in range(50):
+        stream = numbers()
+        next(stream)
+        stream.close()
+        try:
+            raise ValueError
+        except ValueError:
+            deep(200)
+
+
+def tasks_interleave() -> None:
+    async def request(label: str) -> None:
+        cell = labelled(label)
+        for _ in range(5):
+            BURN[label](500)
+            await asyncio.sleep(0)
+        await asyncio.to_thread(BURN[label], 500)
+        cell.publish()
+
+    async def main() -> None:
+        await asyncio.gather(*(request(name) for name in "abababab"))
+
+    asyncio.run(main())
+
+
+def processes_fork() -> None:
+    child = os.fork()
+    if child == 0:
+        burn_a(5000)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert status == 0, f"a forked child ended with {status}"
+    subprocess.run(["/bin/true"], check=True)
+
+
+def collector_runs() -> None:
+    gc.collect()
+
+
+WORK = (
+    threads_come_and_go,
+    code_comes_and_goes,
+    generators_and_errors,
+    tasks_interleave,
+    collector_runs,
+)
+
+
+def worker(end: float, failures: list[BaseException]) -> None:
+    try:
+        while time.monotonic() < end:
+            contextvars.Context().run(random.choice(WORK))
+    except BaseException as error:
+        failures.append(error)
+
+
+def judge(capture: Capture, seen: Counter[str]) -> None:
+    for stack, serial, count, _ in capture.rows:
+        names = {capture.frames[i][1] for i in capture.stacks[stack] if i >= 0}
+        chain = capture.chains.get(serial, ())
+        burning = [n[-1] for n in names if n in ("burn_a", "burn_b")]
+        seen["samples"] += count
+        if len(burning) == 1 and chain:
+            seen["right" if chain[-1] == burning[0] else "wrong"] += count
+
+
+def main(seconds: float) -> int:
+    gc.set_threshold(1)
+    end = time.monotonic() + seconds
+    failures: list[BaseException] = []
+    seen = Counter[str]()
+    some = [
+        threading.Thread(target=worker, args=(end, failures), daemon=True)
+        for _ in range(3)
+    ]
+    for thread in some:
+        thread.start()
+    while time.monotonic() < end and not failures:
+        window = engine.open_window(1000)
+        storm = threading.Thread(target=_native.storm, args=(1500, 4000))
+        storm.start()
+        processes_fork()
+        storm.join()
+        judge(window.close(), seen)
+    for thread in some:
+        thread.join()
+    counters = engine.info().counters
+    print(dict(seen), {k: v for k, v in counters.items() if v})
+    for failure in failures:
+        print("failed:", repr(failure))
+    return 1 if failures or seen["wrong"] or not seen["right"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(float(sys.argv[1])))
