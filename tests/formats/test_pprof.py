@@ -53,7 +53,7 @@ frame = st.builds(Frame, text, text, st.integers(0, 1 << 31), st.integers(0, 1 <
 any_sample = st.builds(
     Sample,
     st.lists(frame, max_size=5).map(tuple),
-    st.tuples(st.integers(-(1 << 62), 1 << 62), st.integers(0, 1 << 62)),
+    st.tuples(st.integers(-(1 << 40), 1 << 40), st.integers(0, 1 << 40)),
     st.dictionaries(
         st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,8}", fullmatch=True),
         st.text("abc", min_size=1, max_size=5),

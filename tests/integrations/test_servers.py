@@ -23,12 +23,10 @@ KEY = generate_key()
 SERVERS = {
     "uvicorn-fastapi": ("uvicorn", "examples.fastapi_app:app", "/checkout/{item}"),
     "uvicorn-asgi": ("uvicorn", "examples.asgi_app:app", "/hello"),
-    "uvicorn-django": ("uvicorn", "examples.django_app:asgi", "/checkout/<int:item>"),
     "hypercorn-fastapi": ("hypercorn", "examples.fastapi_app:app", "/checkout/{item}"),
     "gthread-wsgi": ("gunicorn gthread", "examples.wsgi_app:app", "/hello"),
     "gthread-flask": ("gunicorn gthread", "examples.flask_app:app", "/checkout/<int:"),
     "gthread-django": ("gunicorn gthread", "examples.django_app:app", "/checkout/<int"),
-    "gevent-flask": ("gunicorn gevent", "examples.flask_app:app", "/checkout/<int:"),
 }
 
 
