@@ -125,6 +125,19 @@ class PortableDriver:
         """Never sample the calling thread."""
         self._excluded.add(threading.get_ident())
 
+    def start_thread(self, target: Callable[[], object]) -> None:
+        """Run `target` on a thread that is never sampled."""
+
+        def run() -> None:
+            self.exclude_current_thread()
+            target()
+
+        threading.Thread(target=run, daemon=True).start()
+
+    def sleep(self, seconds: float) -> None:
+        """Sleep without the GIL."""
+        time.sleep(seconds)
+
     def info(self) -> dict[str, Any]:
         """Whether it runs."""
         return {"active": int(self._thread is not None)}

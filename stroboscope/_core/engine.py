@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import math
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -34,7 +35,8 @@ class Driver(Protocol):
     def open(self) -> int: ...
     def close(self, handle: int, *, last: bool) -> Capture: ...
     def after_fork(self) -> None: ...
-    def exclude_current_thread(self) -> None: ...
+    def start_thread(self, target: Callable[[], object]) -> None: ...
+    def sleep(self, seconds: float) -> None: ...
     def info(self) -> dict[str, Any]: ...
 
 
@@ -56,7 +58,7 @@ class Window:
         self._engine = engine
         self._handle = handle
         self._cancelled = False
-        self._lock = threading.Lock()
+        self._lock = _lock()
         self._capture: Capture | None = None
 
     def wait(self, seconds: float) -> bool:
@@ -66,7 +68,7 @@ class Window:
             left = end - time.monotonic()
             if left <= 0:
                 return True
-            time.sleep(min(left, _POLL_S))
+            self._engine.sleep(min(left, _POLL_S))
         return False
 
     def cancel(self) -> None:
@@ -87,7 +89,7 @@ class Engine:
     def __init__(self, driver: Driver, reason: str) -> None:
         self._driver = driver
         self._reason = reason
-        self._lock = threading.Lock()
+        self._lock = _lock()
         self._windows: set[Window] = set()
         self._registered = False
 
@@ -135,21 +137,16 @@ class Engine:
                 self._driver.stop()
             return self._driver.close(handle, last=last)
 
-    def start_thread(self, target: Callable[[], object], name: str) -> None:
-        """Run `target` on a daemon thread that is never sampled.
+    def start_thread(self, target: Callable[[], object]) -> None:
+        """Run `target` on a thread of the operating system that is never sampled.
 
-        A thread of the operating system even where gevent has patched `threading`.
+        A real one even where gevent has patched `threading`.
         """
-        from_gevent = _gevent_original()
+        self._driver.start_thread(target)
 
-        def run() -> None:
-            self._driver.exclude_current_thread()
-            target()
-
-        if from_gevent is not None:
-            from_gevent(run, ())
-        else:
-            threading.Thread(target=run, name=name, daemon=True).start()
+    def sleep(self, seconds: float) -> None:
+        """Sleep without the GIL, also where gevent has patched `time.sleep`."""
+        self._driver.sleep(seconds)
 
     def _register(self) -> None:
         if not self._registered:
@@ -158,7 +155,7 @@ class Engine:
             atexit.register(self._at_exit)
 
     def _after_fork(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = _lock()
         self._windows = set()
         self._driver.after_fork()
 
@@ -168,12 +165,9 @@ class Engine:
             window.close()
 
 
-def _gevent_original() -> Callable[..., object] | None:
-    """The real `start_new_thread` where gevent has replaced it, else None."""
-    import sys
-
+def _lock() -> Any:
+    """A real lock, also where gevent has replaced `threading.Lock`."""
     monkey = sys.modules.get("gevent.monkey")
-    if monkey is None or not monkey.is_module_patched("_thread"):
-        return None
-    original: Callable[..., object] = monkey.get_original("_thread", "start_new_thread")
-    return original
+    if monkey is None:
+        return threading.Lock()
+    return monkey.get_original("_thread", "allocate_lock")()

@@ -110,7 +110,7 @@ class NativeDriver:
             if serial and serial not in chains:
                 chains[serial] = _native.chain_of(serial)
             if at % _SLICE == 0:
-                time.sleep(_BREATH_S)
+                _native.sleep(_BREATH_S)
         return chains
 
     def _notes(self, extent: dict[str, int]) -> list[str]:
@@ -134,6 +134,14 @@ class NativeDriver:
         """Never sample the calling thread."""
         _native.exclude_current_thread()
 
+    def start_thread(self, target: Callable[[], object]) -> None:
+        """Run `target` on a thread of the operating system, never sampled."""
+        _native.start_thread(target)
+
+    def sleep(self, seconds: float) -> None:
+        """Sleep without the GIL, also where gevent has patched `time.sleep`."""
+        _native.sleep(seconds)
+
     def info(self) -> dict[str, Any]:
         """Counters since the process began, and the state of SIGPROF."""
         return _native.info()
@@ -151,5 +159,5 @@ def _slices(total: int, read: Callable[[int, int], list[Any]]) -> list[Any]:
     items: list[Any] = []
     for first in range(0, total, _SLICE):
         items += read(first, _SLICE)
-        time.sleep(_BREATH_S)
+        _native.sleep(_BREATH_S)
     return items

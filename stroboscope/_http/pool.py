@@ -28,5 +28,5 @@ class Pool:
             finally:
                 self._slots.release()
 
-        engine.start_thread(run, "stroboscope-diagnostics")
+        engine.start_thread(run)
         return True

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Callable
 
 from stroboscope._core import TRUNCATED, Capture, Window, engine
@@ -24,7 +23,7 @@ _BREATH_S = 0.0001
 
 def breathe() -> None:
     """Let a waiting thread of the application have the GIL."""
-    time.sleep(_BREATH_S)
+    engine.sleep(_BREATH_S)
 
 
 def collect_cpu(

@@ -56,6 +56,51 @@ drain(void *Py_UNUSED(argument))
     return NULL;
 }
 
+/* pthread_create with the application's signals left to the application's threads. */
+static int
+create_quietly(pthread_t *made, void *(*body)(void *), void *argument)
+{
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    int failed = pthread_create(made, NULL, body, argument);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (failed) {
+        PyErr_SetString(PyExc_RuntimeError, "cannot start a thread");
+        return -1;
+    }
+    return 0;
+}
+
+/* Owns a reference to `argument`. */
+static void *
+call(void *argument)
+{
+    PyObject *callable = argument;
+    PyGILState_STATE gil = PyGILState_Ensure();
+    sb_sampler_exclude_current();
+    PyObject *result = PyObject_CallNoArgs(callable);
+    if (result == NULL) {
+        PyErr_WriteUnraisable(callable);
+    }
+    Py_XDECREF(result);
+    Py_DECREF(callable);
+    PyGILState_Release(gil);
+    return NULL;
+}
+
+int
+sb_thread_start(PyObject *callable)
+{
+    pthread_t made;
+    if (create_quietly(&made, call, Py_NewRef(callable)) < 0) {
+        Py_DECREF(callable);
+        return -1;
+    }
+    pthread_detach(made);
+    return 0;
+}
+
 int
 sb_drainer_start(void)
 {
@@ -66,14 +111,7 @@ sb_drainer_start(void)
     pthread_condattr_destroy(&monotonic);
     stopping = 0;
     atomic_store(&robbed, 0);
-    /* The application's signals belong to the application's threads. */
-    sigset_t all, before;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    int failed = pthread_create(&thread, NULL, drain, NULL);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    if (failed) {
-        PyErr_SetString(PyExc_RuntimeError, "cannot start the drainer thread");
+    if (create_quietly(&thread, drain, NULL) < 0) {
         return -1;
     }
     running = 1;

@@ -6,6 +6,8 @@
 #ifndef SB_DRAINER_H
 #define SB_DRAINER_H
 
+#include <Python.h>
+
 #define SB_DRAIN_PERIOD_NS 100000000
 
 /* 0, or -1 with an exception. */
@@ -13,6 +15,10 @@ int sb_drainer_start(void);
 /* Joins it; gives up the GIL meanwhile. */
 void sb_drainer_stop(void);
 void sb_drainer_after_fork(void);
+/* Run a callable on a detached thread of the system's, never sampled; greenlets play no
+ * part in it. 0, or -1 with an exception. An exception of the callable is reported as
+ * unraisable. */
+int sb_thread_start(PyObject *callable);
 /* Whether SIGPROF was taken from us since the last start. */
 int sb_drainer_was_robbed(void);
 

@@ -12,6 +12,8 @@
 #include "sampler.h"
 #include "window.h"
 
+#include <time.h>
+
 static PyObject *
 start(PyObject *Py_UNUSED(module), PyObject *argument)
 {
@@ -190,6 +192,30 @@ chain_of(PyObject *Py_UNUSED(module), PyObject *argument)
 }
 
 static PyObject *
+start_thread(PyObject *Py_UNUSED(module), PyObject *callable)
+{
+    if (sb_thread_start(callable) < 0) {
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+rest(PyObject *Py_UNUSED(module), PyObject *argument)
+{
+    double seconds = PyFloat_AsDouble(argument);
+    if (PyErr_Occurred()) {
+        return NULL;
+    }
+    struct timespec time = {(time_t)seconds,
+                            (long)((seconds - (double)(time_t)seconds) * 1e9)};
+    Py_BEGIN_ALLOW_THREADS
+    nanosleep(&time, NULL);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyObject *
 storm(PyObject *Py_UNUSED(module), PyObject *args)
 {
     unsigned long long count;
@@ -252,6 +278,8 @@ static PyMethodDef methods[] = {
     {"live_sampled", live_sampled, METH_NOARGS, "Live cells that were sampled."},
     {"chain_of", chain_of, METH_O, "Label overlays of a serial, root first."},
     {"wrap_bootstrap", wrap_bootstrap, METH_O, "Arm threads as they start."},
+    {"start_thread", start_thread, METH_O, "Run a callable on a system thread."},
+    {"sleep", rest, METH_O, "Sleep, whatever patched time.sleep."},
     {"storm", storm, METH_VARARGS, "Send sampler signals to random threads."},
     {NULL, NULL, 0, NULL},
 };

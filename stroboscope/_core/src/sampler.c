@@ -267,6 +267,20 @@ thread_clock(pid_t tid)
     return (clockid_t)((~(unsigned)tid << 3) | PER_THREAD | SCHEDULED);
 }
 
+/* xorshift64, under the GIL. */
+static uint64_t
+random_word(void)
+{
+    static uint64_t state;
+    if (state == 0) {
+        state = sb_now_ns() | 1;
+    }
+    state ^= state << 13;
+    state ^= state >> 7;
+    state ^= state << 17;
+    return state;
+}
+
 static int
 arm(PyThreadState *tstate)
 {
@@ -292,7 +306,11 @@ arm(PyThreadState *tstate)
     struct itimerspec every;
     every.it_interval.tv_sec = (time_t)(ns / 1000000000u);
     every.it_interval.tv_nsec = (long)(ns % 1000000000u);
-    every.it_value = every.it_interval;
+    /* A random first expiry: a thread that lives shorter than a period is then sampled
+     * in proportion to the CPU it burns, instead of never. Go does the same. */
+    uint64_t first = 1 + random_word() % ns;
+    every.it_value.tv_sec = (time_t)(first / 1000000000u);
+    every.it_value.tv_nsec = (long)(first % 1000000000u);
     self->tid = tid;
     self->tstate_id = tstate->id;
     self->seen = 1;
