@@ -6,7 +6,7 @@ greenlets run and a client that went away is noticed where the server shows its 
 
 from __future__ import annotations
 
-import socket
+import _socket
 import time
 from collections.abc import Callable, Iterable
 
@@ -50,11 +50,13 @@ def run(
 
 
 def _is_closed(client: object) -> bool:
-    if not isinstance(client, socket.socket):
+    # gevent's socket would wait for data; the one inside it does not.
+    plain = getattr(client, "_sock", client)
+    if not isinstance(plain, _socket.socket) or plain.gettimeout():
         return False
     try:
-        return not client.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-    except BlockingIOError:
+        return not plain.recv(1, _socket.MSG_PEEK | _socket.MSG_DONTWAIT)
+    except (BlockingIOError, ValueError):  # ValueError: TLS sockets cannot peek
         return False
     except OSError:
         return True

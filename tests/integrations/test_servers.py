@@ -28,6 +28,7 @@ SERVERS = {
     "gthread-wsgi": ("gunicorn gthread", "examples.wsgi_app:app", "/hello"),
     "gthread-flask": ("gunicorn gthread", "examples.flask_app:app", "/checkout/<int:"),
     "gthread-django": ("gunicorn gthread", "examples.django_app:app", "/checkout/<int"),
+    "gevent-flask": ("gunicorn gevent", "examples.flask_app:app", "/checkout/<int:"),
 }
 
 
