@@ -23,6 +23,8 @@ NOTE = (
     "portable sampler: it sees a thread only when that thread gives up the GIL, "
     "and its samples carry no labels"
 )
+NO_CLOCK_NOTE = "this platform has no CPU clock of a thread: nothing could be weighed"
+_HAS_THREAD_CLOCKS = sys.platform == "linux"
 
 
 class LabelCell:
@@ -113,7 +115,7 @@ class PortableDriver:
             stacks=stacks,
             rows=rows,
             chains={},
-            notes=[NOTE],
+            notes=[NOTE] if _HAS_THREAD_CLOCKS else [NOTE, NO_CLOCK_NOTE],
         )
 
     def after_fork(self) -> None:
@@ -130,7 +132,10 @@ class PortableDriver:
 
         def run() -> None:
             self.exclude_current_thread()
-            target()
+            try:
+                target()
+            finally:  # the next thread may be given the same ident
+                self._excluded.discard(threading.get_ident())
 
         threading.Thread(target=run, daemon=True).start()
 
@@ -145,27 +150,44 @@ class PortableDriver:
     def _run(self) -> None:
         self.exclude_current_thread()
         while not self._stop.wait(self._period_ns / 1e9):
-            for ident, frame in sys._current_frames().items():
-                if ident not in self._excluded:
-                    self._count(ident, frame)
+            frames = sys._current_frames()
+            native = {t.ident: t.native_id for t in threading.enumerate()}
+            spent = self._spent_ns({i: native.get(i) for i in frames})
+            for ident, ns in spent.items():
+                stack = _stack(frames[ident])
+                for counts in list(self._open.values()):
+                    counts.stacks[stack] = counts.stacks.get(stack, 0) + ns
+            del frames
+        self._cpu_ns.clear()
 
-    def _count(self, ident: int, frame: FrameType) -> None:
-        now = _thread_cpu_ns(ident)
-        spent = now - self._cpu_ns.get(ident, now)
-        self._cpu_ns[ident] = now
-        if spent <= 0:
-            return
-        stack = _stack(frame)
-        for counts in list(self._open.values()):
-            counts.stacks[stack] = counts.stacks.get(stack, 0) + spent
+    def _spent_ns(self, native_ids: dict[int, int | None]) -> dict[int, int]:
+        """CPU time since the last look, of threads that had any and are sampled."""
+        now = {
+            ident: clock
+            for ident, native_id in native_ids.items()
+            if native_id and (clock := _thread_cpu_ns(native_id)) is not None
+        }
+        before, self._cpu_ns = self._cpu_ns, now
+        return {
+            ident: now[ident] - before[ident]
+            for ident in now.keys() & before.keys() - self._excluded
+            if now[ident] > before[ident]
+        }
 
 
-def _thread_cpu_ns(ident: int) -> int:
-    # A thread that is gone has no clock; it weighs nothing.
+def _thread_cpu_ns(native_id: int) -> int | None:
+    """The thread's CPU time; None when it is gone or has no clock here.
+
+    By the kernel's id: `pthread_getcpuclockid` reads the memory of a thread that may be
+    gone. Source: clock_getcpuclockid(3), kernel posix-timers.h.
+    """
+    if not _HAS_THREAD_CLOCKS:
+        return None
+    per_thread, scheduled = 4, 2
     try:
-        return time.clock_gettime_ns(time.pthread_getcpuclockid(ident))
-    except (AttributeError, OSError):
-        return 0
+        return time.clock_gettime_ns((~native_id << 3) | per_thread | scheduled)
+    except OSError:
+        return None
 
 
 def _stack(frame: FrameType | None) -> tuple[Frame, ...]:
