@@ -117,7 +117,7 @@ class Settings:
                 f"unknown settings {sorted(unknown)}; known are {sorted(known)}"
             )
         values: dict[str, Any] = {}
-        for name, parse in _FROM_TEXT.items():
+        for name, parse in VARIABLES.items():
             variable = f"STROBOSCOPE_{name.upper()}"
             text = environ.get(variable, "").strip()
             if text:
@@ -150,7 +150,8 @@ def _flag(text: str) -> bool:
     return values[text.lower()]
 
 
-_FROM_TEXT: dict[str, Callable[[str], object]] = {
+#: How each setting that has an environment variable is read from it.
+VARIABLES: dict[str, Callable[[str], object]] = {
     "keys": _words,
     "service": str,
     "prefix": str,

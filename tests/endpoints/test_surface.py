@@ -4,8 +4,12 @@ import asyncio
 import base64
 import hashlib
 import logging
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -14,6 +18,7 @@ from hypothesis import strategies as st
 from itsdangerous import URLSafeSerializer
 from werkzeug.test import Client
 
+from stroboscope._http.messages import Request
 from stroboscope._http.parameters import profile_seconds
 from stroboscope.auth.keys import check_keys, generate_key
 from stroboscope.auth.tokens import SALT, SCOPES, Tokens
@@ -342,3 +347,77 @@ def test_h21_a_vanished_client_ends_its_profile() -> None:
         return loop.time() - began
 
     assert asyncio.run(main()) < 0.3 + 0.25
+
+
+def test_h01_importing_exposes_nothing() -> None:
+    """All of the package in a bare application: its own 404, no thread, no signal."""
+    code = """
+import pkgutil, signal, threading, importlib, asyncio
+import django.conf; django.conf.settings.configure()
+import stroboscope
+for found in pkgutil.walk_packages(stroboscope.__path__, "stroboscope."):
+    if not found.name.endswith("__main__"):
+        importlib.import_module(found.name)
+from starlette.applications import Starlette
+from starlette.testclient import TestClient
+client = TestClient(Starlette())
+print(client.get("/debug/pprof/").status_code, threading.active_count())
+print(signal.getsignal(signal.SIGPROF) == signal.SIG_DFL)
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "STROBOSCOPE_KEYS": KEY},
+    )
+
+    assert done.stdout.split() == ["404", "1", "True"]
+
+
+def test_h13_a_token_in_the_address_opens_nothing(ask: Ask) -> None:
+    """A query is logged by every proxy, so a token there is not even looked at."""
+    text = token()
+    for path in (f"/debug/?token={text}", f"/debug/{text}", f"/debug/?auth={text}"):
+        assert ask(path).status == 401
+
+
+def test_h13_logs_hold_no_token(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever comes in a header, whole or in halves, right or wrong."""
+    text = token()
+    basic = base64.b64encode(f"x:{text}".encode()).decode()
+    with caplog.at_level(logging.DEBUG):
+        for header in (f"Bearer {text}", f"Basic {basic}", f"Bearer {text}x", text):
+            answer = ask("/debug/pprof/profile", {"Authorization": header})
+            assert answer.headers["Referrer-Policy"] == "no-referrer"
+
+    for secret in (text, basic, text[: len(text) // 2], text[len(text) // 2 :], KEY):
+        assert secret not in caplog.text
+
+
+@pytest.mark.parametrize("payload", ["<script>x", '"><img src=x>', "'-alert(1)-'"])
+def test_h36_nothing_sent_comes_back(ask: Ask, payload: str) -> None:
+    """Pages and errors reflect neither path, query nor headers."""
+    headers = bearer(token("metrics", "profile")) | {"Accept": f"text/html, {payload}"}
+    quoted = quote(payload)
+    for path in (f"/debug/?x={quoted}", f"/debug/{quoted}", f"/debug/pprof/{quoted}"):
+        answer = ask(path, headers)
+
+        assert payload.encode() not in answer.body
+        assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+
+
+def test_a_header_sent_twice_or_too_long_is_none(ask: Ask) -> None:
+    """Two Authorization headers are a smuggler's; a huge one is not parsed."""
+    settings = Settings(keys=(KEY,), service="shop")
+    request = Request(
+        method="GET",
+        path="/debug/",
+        query="",
+        headers=(("authorization", f"Bearer {token()}"),) * 2,
+        peer="",
+    )
+
+    assert Surface(settings).answer(request).status == 401
+    assert ask("/debug/", bearer("x" * 70_000)).status == 401
+    assert ask("/debug/?" + "x" * 9000, bearer(token("metrics"))).status == 414

@@ -1,0 +1,89 @@
+"""The documents name everything there is, and their code runs."""
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from stroboscope import Settings
+from stroboscope.cli import main
+from stroboscope.endpoints.pages import ROUTES
+from stroboscope.settings import VARIABLES
+
+ROOT = Path(__file__).parents[1]
+REFERENCE = (ROOT / "docs/reference.md").read_text()
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Settings)])
+def test_every_setting_is_in_the_reference(name: str) -> None:
+    """With its environment variable, where it has one."""
+    row = re.search(rf"^\| `{name}` \|(.*)$", REFERENCE, re.MULTILINE)
+
+    assert row is not None
+    variable = f"STROBOSCOPE_{name.upper()}"
+    assert (f"`{variable}`" in row[1]) is (name in VARIABLES)
+
+
+@pytest.mark.parametrize("path", [route.paths[0] for route in ROUTES])
+def test_every_endpoint_is_in_the_reference(path: str) -> None:
+    """With the scope it needs."""
+    route = next(route for route in ROUTES if route.paths[0] == path)
+
+    assert f"| `/debug{path}` | {route.scope} |" in REFERENCE
+
+
+def test_every_command_and_option_is_in_the_reference(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What `--help` lists is documented."""
+    for command in ([], ["token"], ["top"]):
+        with pytest.raises(SystemExit):
+            main([*command, "--help"])
+    shown = capsys.readouterr().out
+    options = set(re.findall(r"--[a-z]{3,}", shown)) - {"--help"}
+    commands = set(re.findall(r"^    ([a-z]+) ", shown, re.MULTILINE))
+
+    assert {"token", "top"} <= commands
+    assert {one for one in options if one not in REFERENCE} == set()
+    assert {one for one in commands if f"`{one}`" not in REFERENCE} == set()
+
+
+def test_the_readme_example_installs_and_answers(tmp_path: Path) -> None:
+    """Its Python is run as it stands, with a key from its own shell lines."""
+    readme = (ROOT / "README.md").read_text()
+    example = re.search(r"```python\n(.*?)```", readme, re.DOTALL)
+    assert example is not None
+    (tmp_path / "shop.py").write_text(example[1])
+    code = """
+import os, subprocess, sys
+tool = [sys.executable, "-m", "stroboscope.cli"]
+run = lambda *a: subprocess.run([*tool, *a], check=True, capture_output=True, text=True)
+os.environ["STROBOSCOPE_KEYS"] = run("key").stdout.strip()
+arguments = os.environ["TOKEN_ARGUMENTS"].split()
+token = run(*arguments).stdout.strip()
+import shop
+from starlette.testclient import TestClient
+client = TestClient(shop.app, base_url="http://127.0.0.1")
+print(client.get("/checkout/7").status_code)
+headers = {"Authorization": f"Bearer {token}"}
+print(client.get("/debug/pprof/profile?seconds=0.2", headers=headers).status_code)
+"""
+    token_line = re.search(r"TOKEN=\$\(stroboscope (token .*)\)", readme)
+    assert token_line is not None
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "TOKEN_ARGUMENTS": token_line[1],
+        },
+        capture_output=True,
+        text=True,
+    )
+
+    assert done.stdout.split() == ["200", "200"], done.stderr
