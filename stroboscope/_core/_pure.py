@@ -72,6 +72,7 @@ class PortableDriver:
         self._open: dict[int, _Counts] = {}
         self._cpu_ns: dict[int, int] = {}
         self._excluded: set[int] = set()
+        self._own_cpu_ns = 0
 
     def start(self, period_ns: int) -> None:
         """Begin to look, every `period_ns`."""
@@ -88,6 +89,18 @@ class PortableDriver:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+
+    def set_period(self, period_ns: int) -> None:
+        """Look at another period from now on."""
+        self._period_ns = period_ns
+
+    def own_cpu_ns(self) -> int:
+        """CPU time of the sampler thread since it was first started."""
+        return self._own_cpu_ns
+
+    def contexts(self) -> dict[int, Any]:
+        """Another thread's context cannot be read here."""
+        return {}
 
     def open(self) -> int:
         """Open a window; samples from now on belong to it."""
@@ -149,6 +162,7 @@ class PortableDriver:
 
     def _run(self) -> None:
         self.exclude_current_thread()
+        before_ns = self._own_cpu_ns
         while not self._stop.wait(self._period_ns / 1e9):
             frames = sys._current_frames()
             native = {t.ident: t.native_id for t in threading.enumerate()}
@@ -158,6 +172,7 @@ class PortableDriver:
                 for counts in list(self._open.values()):
                     counts.stacks[stack] = counts.stacks.get(stack, 0) + ns
             del frames
+            self._own_cpu_ns = before_ns + time.thread_time_ns()
         self._cpu_ns.clear()
 
     def _spent_ns(self, native_ids: dict[int, int | None]) -> dict[int, int]:

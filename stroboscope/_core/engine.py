@@ -32,6 +32,9 @@ class Driver(Protocol):
 
     def start(self, period_ns: int) -> None: ...
     def stop(self) -> None: ...
+    def set_period(self, period_ns: int) -> None: ...
+    def own_cpu_ns(self) -> int: ...
+    def contexts(self) -> dict[int, Any]: ...
     def open(self) -> int: ...
     def close(self, handle: int, *, last: bool) -> Capture: ...
     def after_fork(self) -> None: ...
@@ -50,6 +53,10 @@ class EngineInfo:
     counters: dict[str, Any]
 
 
+def _nothing() -> None:
+    pass
+
+
 class Window:
     """One subscription to the shared sampler. Close it, always."""
 
@@ -61,13 +68,17 @@ class Window:
         self._lock = _lock()
         self._capture: Capture | None = None
 
-    def wait(self, seconds: float) -> bool:
-        """Block; true when the time has passed, false when it was cancelled."""
+    def wait(self, seconds: float, each: Callable[[], object] = _nothing) -> bool:
+        """Block; true when the time has passed, false when it was cancelled.
+
+        `each` is called about twenty times a second meanwhile.
+        """
         end = time.monotonic() + seconds
         while not self._cancelled:
             left = end - time.monotonic()
             if left <= 0:
                 return True
+            each()
             self._engine.sleep(min(left, _POLL_S))
         return False
 
@@ -92,6 +103,8 @@ class Engine:
         self._lock = _lock()
         self._windows: set[Window] = set()
         self._registered = False
+        self._hz = 0
+        self._charged_ns = 0
 
     def info(self) -> EngineInfo:
         """Describe the engine. Cheap."""
@@ -120,13 +133,45 @@ class Engine:
             self._register()
             if not self._windows:
                 self._driver.start(_NS // hz)
+                self._hz = hz
             try:
                 handle = self._driver.open()
             except RuntimeError as error:
+                if not self._windows:
+                    self._driver.stop()
                 raise EngineUnavailable(str(error)) from error
             window = Window(self, handle, time.monotonic() + seconds)
             self._windows.add(window)
             return window
+
+    @property
+    def hz(self) -> int:
+        """The rate asked for now; 0 while nothing samples."""
+        return self._hz if self._windows else 0
+
+    def set_rate(self, hz: int) -> None:
+        """Sample at another rate from now on; nothing while nothing samples."""
+        with self._lock:
+            if self._windows and hz != self._hz:
+                self._driver.set_period(_NS // hz)
+                self._hz = hz
+
+    def cancel_all(self) -> None:
+        """End every window early; their owners read what there is."""
+        for window in list(self._windows):
+            window.cancel()
+
+    def charge(self, cpu_ns: int) -> None:
+        """Count CPU time that a thread of ours has used."""
+        self._charged_ns += cpu_ns
+
+    def own_cpu_ns(self) -> int:
+        """CPU time we have used in this process, handler, drainer and threads."""
+        return self._charged_ns + self._driver.own_cpu_ns()
+
+    def contexts(self) -> dict[int, Any]:
+        """The label cell of each thread now, by ident; empty where it cannot be read."""
+        return self._driver.contexts()
 
     def close_window(self, window: Window, handle: int) -> Capture:
         """Used by `Window.close`."""

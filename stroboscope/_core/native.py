@@ -50,6 +50,20 @@ class NativeDriver:
             self._bootstrap = None
         _native.stop()
 
+    def set_period(self, period_ns: int) -> None:
+        """Sample at another period from now on."""
+        self._period_ns = period_ns
+        _native.set_period(period_ns)
+
+    def own_cpu_ns(self) -> int:
+        """CPU time of the handler and of the drainer since the process began."""
+        now = _native.info()
+        return now["handler_ns"] + now["drainer_ns"]
+
+    def contexts(self) -> dict[int, Any]:
+        """The label cell of each thread now, by ident."""
+        return dict(_native.contexts())
+
     def _hook_thread_start(self) -> None:
         original = threading.Thread._bootstrap_inner  # type: ignore[attr-defined]
         self._bootstrap = original

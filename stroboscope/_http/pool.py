@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 
 from stroboscope._core import engine
@@ -26,6 +27,7 @@ class Pool:
             try:
                 job()
             finally:
+                engine.charge(time.thread_time_ns())
                 self._slots.release()
 
         engine.start_thread(run)

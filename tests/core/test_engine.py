@@ -266,3 +266,61 @@ print(threading.active_count(), core.engine.info().counters["sigprof"])
     )
 
     assert done.stdout == "1 0\n"
+
+
+def test_the_rate_changes_while_a_window_is_open() -> None:
+    """Samples at either rate weigh what their rate says: the total stays CPU time."""
+    window = engine.open_window(100)
+    burn_a(0.5)
+    before = engine.info().counters["samples"]
+    engine.set_rate(10)
+    burn_a(1.0)
+    taken = engine.info().counters["samples"] - before
+
+    capture = window.close()
+
+    assert taken <= 15
+    total_ns = sum(ns for _, _, _, ns in capture.rows)
+    assert total_ns == pytest.approx(1.5e9, rel=0.2)
+
+
+def test_contexts_show_each_threads_cell() -> None:
+    """The label cell of another thread is read with the GIL, None without one."""
+    cell = LabelCell("there")
+    ready, done = threading.Event(), threading.Event()
+
+    def work() -> None:
+        LABELS.set(cell)
+        ready.set()
+        done.wait(10)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    ready.wait(10)
+    found = engine.contexts()
+    done.set()
+    thread.join()
+
+    assert found[thread.ident or 0] is cell
+    assert found[threading.get_ident()] is None
+
+
+def test_two_thousand_threads_cost_little_to_look_after() -> None:
+    """Looking after the threads holds the GIL for less than 2 ms a time."""
+    done = threading.Event()
+    threads = [threading.Thread(target=done.wait) for _ in range(2000)]
+    for thread in threads:
+        thread.start()
+    window = engine.open_window(100)
+    time.sleep(0.3)
+    before = engine.info().counters["drainer_ns"]
+    time.sleep(1)
+    spent_ns = engine.info().counters["drainer_ns"] - before
+    threads_armed = engine.info().counters["threads"]
+    window.close()
+    done.set()
+    for thread in threads:
+        thread.join()
+
+    assert threads_armed >= 2000
+    assert spent_ns / 10 < 2e6

@@ -197,6 +197,23 @@ sb_chain_of(uint64_t serial)
 }
 
 PyObject *
+sb_cells_of_threads(void)
+{
+    PyObject *found = PyDict_New();
+    PyThreadState *tstate = PyInterpreterState_ThreadHead(PyInterpreterState_Get());
+    for (; found != NULL && tstate != NULL; tstate = PyThreadState_Next(tstate)) {
+        sb_cell *cell = sb_cell_of_context(tstate->context);
+        PyObject *ident = PyLong_FromUnsignedLong(tstate->thread_id);
+        if (ident == NULL ||
+            PyDict_SetItem(found, ident, cell ? (PyObject *)cell : Py_None) < 0) {
+            Py_CLEAR(found);
+        }
+        Py_XDECREF(ident);
+    }
+    return found;
+}
+
+PyObject *
 sb_cells_live_sampled(void)
 {
     PyObject *list = PyList_New(0);

@@ -29,6 +29,9 @@ sb_cell *sb_cell_of_context(PyObject *context);
  * 1 when equal, 0 when this interpreter's layout is unknown, -1 with an exception. */
 int sb_cells_check(void);
 
+/* {thread ident: its LabelCell or None} of all threads now. New reference, or NULL.
+ * Contexts stand still while the GIL is held. */
+PyObject *sb_cells_of_threads(void);
 /* List of live cells under which a sample was taken (new reference, or NULL). */
 PyObject *sb_cells_live_sampled(void);
 /* Overlays of a serial, root first: new tuple, empty when unknown; NULL on error. */

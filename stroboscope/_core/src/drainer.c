@@ -15,6 +15,7 @@ static pthread_cond_t wake;
 static int running;  /* GIL */
 static int stopping; /* lock */
 static atomic_int robbed;
+static _Atomic uint64_t cpu_ns;
 
 /* Wait one period; 0 when it is time to end. */
 static int
@@ -35,11 +36,20 @@ rest(void)
     return go_on;
 }
 
+static uint64_t
+thread_cpu_ns(void)
+{
+    struct timespec used;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &used);
+    return (uint64_t)used.tv_sec * 1000000000u + (uint64_t)used.tv_nsec;
+}
+
 static void *
 drain(void *Py_UNUSED(argument))
 {
     PyGILState_STATE gil = PyGILState_Ensure();
     sb_sampler_exclude_current();
+    uint64_t before = atomic_load(&cpu_ns);
     for (;;) {
         PyThreadState *saved = PyEval_SaveThread();
         int go_on = rest();
@@ -51,6 +61,7 @@ drain(void *Py_UNUSED(argument))
         if (sb_sampler_tend() < 0) {
             atomic_store(&robbed, 1);
         }
+        atomic_store(&cpu_ns, before + thread_cpu_ns());
     }
     PyGILState_Release(gil);
     return NULL;
@@ -140,6 +151,12 @@ sb_drainer_after_fork(void)
 {
     running = 0;
     pthread_mutex_init(&lock, NULL);
+}
+
+uint64_t
+sb_drainer_cpu_ns(void)
+{
+    return atomic_load(&cpu_ns);
 }
 
 int

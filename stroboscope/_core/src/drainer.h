@@ -19,6 +19,8 @@ void sb_drainer_after_fork(void);
  * part in it. 0, or -1 with an exception. An exception of the callable is reported as
  * unraisable. */
 int sb_thread_start(PyObject *callable);
+/* CPU time the drainer's threads have used, all of them. */
+uint64_t sb_drainer_cpu_ns(void);
 /* Whether SIGPROF was taken from us since the last start. */
 int sb_drainer_was_robbed(void);
 

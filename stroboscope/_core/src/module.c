@@ -37,6 +37,27 @@ start(PyObject *Py_UNUSED(module), PyObject *argument)
 }
 
 static PyObject *
+set_period(PyObject *Py_UNUSED(module), PyObject *argument)
+{
+    unsigned long long period_ns = PyLong_AsUnsignedLongLong(argument);
+    if (PyErr_Occurred()) {
+        return NULL;
+    }
+    if (period_ns < 100000) {
+        PyErr_SetString(PyExc_ValueError, "period below 100 us");
+        return NULL;
+    }
+    sb_sampler_set_period(period_ns);
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+contexts(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+    return sb_cells_of_threads();
+}
+
+static PyObject *
 stop(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
 {
     sb_drainer_stop();
@@ -81,10 +102,11 @@ info(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
 {
     sb_counters now = sb_sampler_counters();
 #define N(field) #field, (unsigned long long)now.field
-    return Py_BuildValue("{s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:i,s:i,s:i}",
+    return Py_BuildValue("{s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:i,s:i,s:i}",
                          N(samples), N(overruns), N(lost_full), N(lost_fault),
                          N(lost_unguarded), N(stray), N(foreign), N(handler_ns),
-                         N(threads), N(threads_refused), "active", sb_sampler_active(),
+                         N(threads), N(threads_refused), "drainer_ns",
+                         (unsigned long long)sb_drainer_cpu_ns(), "active", sb_sampler_active(),
                          "sigprof", sb_sigprof_owner(), "robbed",
                          sb_drainer_was_robbed());
 #undef N
@@ -262,6 +284,8 @@ wrap_bootstrap(PyObject *Py_UNUSED(module), PyObject *original)
 
 static PyMethodDef methods[] = {
     {"start", start, METH_O, "Start sampling every thread at a period in ns."},
+    {"set_period", set_period, METH_O, "Sample at another period in ns."},
+    {"contexts", contexts, METH_NOARGS, "The label cell of each thread, by ident."},
     {"stop", stop, METH_NOARGS, "Stop sampling; windows stay readable."},
     {"forget", forget, METH_NOARGS, "Drop the labels of finished requests."},
     {"check", check, METH_NOARGS, "Whether frames and contexts read as expected."},

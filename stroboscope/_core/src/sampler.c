@@ -233,11 +233,15 @@ own_sigprof(void)
 static record *
 free_record(uint32_t *index)
 {
-    for (uint32_t i = 1; i < record_count; i++) {
+    /* From where the last search ended: arming many threads is then one pass. */
+    static uint32_t last;
+    for (uint32_t step = 1; step < record_count; step++) {
+        uint32_t i = 1 + (last + step) % (record_count - 1);
         record *self = records[i];
         if (atomic_load(&self->tstate) == NULL &&
             atomic_load(&self->head) == atomic_load(&self->tail)) {
             *index = i;
+            last = i - 1;
             return self;
         }
     }
@@ -281,6 +285,21 @@ random_word(void)
     return state;
 }
 
+static void
+set_timer(const record *self)
+{
+    uint64_t ns = atomic_load(&period);
+    struct itimerspec every;
+    every.it_interval.tv_sec = (time_t)(ns / 1000000000u);
+    every.it_interval.tv_nsec = (long)(ns % 1000000000u);
+    /* A random first expiry: a thread that lives shorter than a period is then sampled
+     * in proportion to the CPU it burns, instead of never. Go does the same. */
+    uint64_t first = 1 + random_word() % ns;
+    every.it_value.tv_sec = (time_t)(first / 1000000000u);
+    every.it_value.tv_nsec = (long)(first % 1000000000u);
+    timer_settime(self->timer, 0, &every, NULL);
+}
+
 static int
 arm(PyThreadState *tstate)
 {
@@ -302,20 +321,11 @@ arm(PyThreadState *tstate)
         counters.threads_refused += errno != EINVAL; /* EINVAL: the thread is gone */
         return -1;
     }
-    uint64_t ns = atomic_load(&period);
-    struct itimerspec every;
-    every.it_interval.tv_sec = (time_t)(ns / 1000000000u);
-    every.it_interval.tv_nsec = (long)(ns % 1000000000u);
-    /* A random first expiry: a thread that lives shorter than a period is then sampled
-     * in proportion to the CPU it burns, instead of never. Go does the same. */
-    uint64_t first = 1 + random_word() % ns;
-    every.it_value.tv_sec = (time_t)(first / 1000000000u);
-    every.it_value.tv_nsec = (long)(first % 1000000000u);
     self->tid = tid;
     self->tstate_id = tstate->id;
     self->seen = 1;
     atomic_store(&self->tstate, tstate);
-    timer_settime(self->timer, 0, &every, NULL);
+    set_timer(self);
     return 0;
 }
 
@@ -383,19 +393,46 @@ sb_sampler_disarm_current(void)
     }
 }
 
+/* Armed records by thread state, made anew at each tending: with a search for each
+ * thread, thousands of threads would hold the GIL for milliseconds. */
+enum { INDEX_SLOTS = 2 * SB_THREADS_MAX };
+static uint16_t armed_index[INDEX_SLOTS];
+
+static uint16_t *
+index_slot(uint64_t tstate_id)
+{
+    uint32_t at = (uint32_t)(tstate_id * 0x9E3779B97F4A7C15u >> 32);
+    for (;; at++) {
+        uint16_t *slot = &armed_index[at & (INDEX_SLOTS - 1)];
+        if (*slot == 0 || records[*slot]->tstate_id == tstate_id) {
+            return slot;
+        }
+    }
+}
+
+static void
+index_armed(void)
+{
+    memset(armed_index, 0, sizeof armed_index);
+    for (uint32_t i = 1; i < record_count; i++) {
+        records[i]->seen = 0;
+        if (atomic_load(&records[i]->tstate) != NULL) {
+            *index_slot(records[i]->tstate_id) = (uint16_t)i;
+        }
+    }
+}
+
 /* New states are only ever put before the head we read, and a state is only unlinked
  * with the GIL, which we hold: the list stands still behind us. */
 static void
 tend_threads(void)
 {
-    for (uint32_t i = 1; i < record_count; i++) {
-        records[i]->seen = 0;
-    }
+    index_armed();
     PyThreadState *tstate = PyInterpreterState_ThreadHead(PyInterpreterState_Get());
     for (; tstate != NULL; tstate = PyThreadState_Next(tstate)) {
-        record *self = armed_record(tstate);
-        if (self != NULL) {
-            self->seen = 1;
+        uint16_t found = *index_slot(tstate->id);
+        if (found != 0 && atomic_load(&records[found]->tstate) == tstate) {
+            records[found]->seen = 1;
         }
         else if (!is_excluded(tstate->id)) {
             arm(tstate);
@@ -443,6 +480,17 @@ sb_sampler_stop(void)
     }
     if (atomic_load(&in_handler) == 0) {
         sb_guard_remove();
+    }
+}
+
+void
+sb_sampler_set_period(uint64_t period_ns)
+{
+    atomic_store(&period, period_ns);
+    for (uint32_t i = 1; i < record_count; i++) {
+        if (atomic_load(&records[i]->tstate) != NULL) {
+            set_timer(records[i]);
+        }
     }
 }
 

@@ -43,6 +43,8 @@ int sb_sampler_check(void);
  * the GIL, before a code object goes away. 0, or -1 with an exception: RuntimeError
  * when SIGPROF has another owner. */
 int sb_sampler_start(uint64_t period_ns, void (*before_code_dies)(void));
+/* Sample at another period from now on; each sample carries its own. */
+void sb_sampler_set_period(uint64_t period_ns);
 /* Delete all timers. Our handler stays: the default action of a late signal is to kill
  * the process. */
 void sb_sampler_stop(void);
