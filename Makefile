@@ -32,3 +32,8 @@ HAMMER_SECONDS ?= 600
 .PHONY: hammer
 hammer: .venvs/main/.stamp
 	.venvs/main/bin/python tests/native/hammer.py $(HAMMER_SECONDS)
+
+# CPython 3.14 and 3.15, in a chroot; needs root and debootstrap.
+.PHONY: test-next
+test-next:
+	@bash scripts/next.sh

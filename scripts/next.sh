@@ -1,0 +1,60 @@
+#!/usr/bin/env bash
+# Test on CPython 3.14 and 3.15, in a Debian system of their own outside the repository.
+# Needs root and debootstrap; the first run takes some minutes and 1 GB.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+versions=${NEXT_VERSIONS:-3.14 3.15}
+system=${NEXT_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/stroboscope/next}
+suites="tests/core tests/labels tests/formats tests/native tests/endpoints tests/cli"
+
+[ "$(id -u)" = 0 ] || { echo "make test-next needs root: it makes a chroot" >&2; exit 2; }
+command -v debootstrap >/dev/null || { echo "make test-next needs debootstrap" >&2; exit 2; }
+
+if [ ! -f "$system/.made" ]; then
+  rm -rf "$system"
+  mkdir -p "$system"
+  packages=gcc,libc6-dev,ca-certificates
+  for version in $versions; do
+    packages+=,python$version,python$version-dev,python$version-venv
+  done
+  debootstrap --variant=minbase --include="$packages" sid "$system"
+  touch "$system/.made"
+fi
+# Where the host reaches its package index through a proxy, so must the system.
+cp /etc/ssl/certs/ca-certificates.crt "$system/etc/ssl/certs/ca-certificates.crt"
+cp -L /etc/resolv.conf /etc/hosts "$system/etc/"
+[ ! -f /etc/pip.conf ] || cp /etc/pip.conf "$system/etc/"
+
+mountpoint -q "$system/proc" || mount --bind /proc "$system/proc"
+mountpoint -q "$system/dev" || mount --bind /dev "$system/dev"
+trap 'umount "$system/proc" "$system/dev" || true' EXIT
+
+rm -rf "$system/src"
+mkdir -p "$system/src"
+tar -c --exclude='*.so' --exclude=__pycache__ --exclude='*.egg-info' \
+  stroboscope tests examples docs scripts setup.py pyproject.toml MANIFEST.in README.md \
+  LICENSE SECURITY.md | tar -x -C "$system/src"
+
+status=0
+for version in $versions; do
+  echo "== $version"
+  chroot "$system" /usr/bin/env SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt \
+    PIP_CERT=/etc/ssl/certs/ca-certificates.crt HOME=/root LANG=C.UTF-8 \
+    bash -euc '
+      cd /src
+      version=$1 suites=$2
+      venv=/venv/$version
+      [ -d "$venv" ] || "python$version" -m venv "$venv"
+      pip="$venv/bin/python -m pip install -q --disable-pip-version-check"
+      $pip -U pip setuptools
+      # Servers with C parts of their own are not built for every new interpreter yet.
+      $pip --only-binary :all: pytest pytest-timeout pytest-randomly hypothesis anyio \
+        httpx httpx2 fastapi flask django asgiref gunicorn uvicorn hypercorn websockets
+      $pip --force-reinstall --no-deps --no-build-isolation -e .
+      $pip -e .
+      # What pprof makes of a file does not depend on the interpreter that wrote it.
+      "$venv/bin/python" -m pytest -q $suites --deselect \
+        tests/formats/test_pprof.py::test_go_tool_pprof_reads_slices_and_compares
+    ' next "$version" "$suites" || status=1
+done
+exit $status
