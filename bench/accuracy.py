@@ -1,67 +1,122 @@
-"""Label accuracy on one asyncio loop: two interleaved requests of known CPU split.
+"""Label accuracy: what a profile says of work whose labels are known by construction.
 
-`python bench/accuracy.py [SECONDS]` prints the true and the profiled shares, and the
-samples whose label contradicts their stack.
+`python -m bench.accuracy WAY SAMPLER SECONDS` prints JSON: the true and the profiled
+share of request `a` in percent points, and the share of known work whose label
+contradicts its stack, or is missing.
 """
 
-import asyncio
+import contextlib
+import json
+import os
 import sys
-import time
 from collections import Counter
 
-from stroboscope._core import LABELS, LabelCell, engine
+if "gevent" in sys.argv:  # before anything else is imported
+    from gevent import monkey
+
+    monkey.patch_all()
+
+from bench import work
+
+HZ = 100
 
 
-def burn_a(n):
-    return sum([i * i for i in range(n)])
+def ours(way, seconds):
+    import stroboscope
+    from stroboscope._core import engine
+    from stroboscope.profiles.cpu import to_profile
+
+    window = engine.open_window(HZ)
+    way(lambda label: stroboscope.do(request=label), seconds)
+    return [to_profile(window.close())], "request", "cpu"
 
 
-def burn_b(n):
-    return sum([i * i for i in range(n)])
+def ddtrace(way, seconds):
+    from bench.receiver import Receiver
+
+    receiver = Receiver()
+    os.environ |= {
+        "DD_TRACE_AGENT_URL": receiver.address,
+        "DD_INSTRUMENTATION_TELEMETRY_ENABLED": "0",
+        "DD_REMOTE_CONFIGURATION_ENABLED": "0",
+    }
+    import ddtrace.auto  # noqa: F401
+    from ddtrace import tracer
+    from ddtrace.profiling import Profiler
+
+    @contextlib.contextmanager
+    def tag(label):
+        with tracer.trace("request", resource=label, span_type="web"):
+            yield
+
+    profiler = Profiler()
+    profiler.start()
+    way(tag, seconds)
+    profiler.stop()
+    return receiver.profiles(), "trace endpoint", "cpu-time"
 
 
-WORK = {"a": (burn_a, 3000), "b": (burn_b, 1000)}
+def pyroscope(way, seconds):
+    import time
+
+    import pyroscope as peer
+
+    from bench.receiver import Receiver
+
+    receiver = Receiver()
+    peer.configure(
+        application_name="bench",
+        server_address=receiver.address,
+        sample_rate=HZ,
+        oncpu=True,
+    )
+    way(lambda label: peer.tag_wrapper({"request": label}), seconds)
+    # It pushes every ten seconds; what is left at the end would be lost.
+    time.sleep(11)
+    peer.shutdown()
+    return receiver.profiles(), "request", "cpu"
 
 
-async def request(label, truth):
-    cell = LabelCell(label)
-    LABELS.set(cell)
-    burn, size = WORK[label]
-    for _ in range(20):
-        began = time.thread_time_ns()
-        burn(size)
-        truth[label] += time.thread_time_ns() - began
-        await asyncio.sleep(0)
-    cell.publish()
+SAMPLERS = {"ours": ours, "ddtrace": ddtrace, "pyroscope": pyroscope}
 
 
-async def serve(seconds, truth):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        await asyncio.gather(request("a", truth), request("b", truth))
+def judge(profiles, key, unit):
+    """Known work in the profiles by (what the stack says, what the label says)."""
+    seen = Counter()
+    for profile in profiles:
+        types = [one.type for one in profile.sample_types]
+        at = types.index(unit) if unit in types else len(types) - 1
+        for stack, values, labels in profile.samples:
+            burning = {f.function for f in stack} & {"burn_a", "burn_b"}
+            if burning and values[at]:
+                label = dict(labels).get(key, "")
+                seen[burning.pop()[-1], label] += values[at]
+    return seen
 
 
-def main(seconds):
-    truth, seen, wrong = Counter(), Counter(), 0
-    window = engine.open_window(100)
-    began = time.process_time_ns()
-    asyncio.run(serve(seconds, truth))
-    spent = time.process_time_ns() - began
-    capture = window.close()
-    for stack, serial, count, _ in capture.rows:
-        names = {capture.frames[i][1][:6] for i in capture.stacks[stack] if i >= 0}
-        burning = names & {"burn_a", "burn_b"}
-        name = burning.pop()[-1] if burning else "other"
-        chain = capture.chains.get(serial, ())
-        seen[name] += count
-        if name != "other" and (not chain or chain[-1] != name):
-            wrong += count
+def main(name, sampler, seconds):
+    profiles, key, unit = SAMPLERS[sampler](work.WAYS[name], seconds)
+    seen = judge(profiles, key, unit)
     total = seen.total()
-    for name in "ab":
-        true, got = truth[name] / spent, seen[name] / total
-        print(f"{name}: true {true:.3f}, profiled {got:.3f}, off {got - true:+.3f}")
-    print(f"samples {total}, expected {spent / 1e7:.0f}, contradicting {wrong}")
+    true = work.truth["a"] / work.truth.total()
+    labelled = Counter()
+    for (_, label), value in seen.items():
+        labelled[label] += value
+    known = labelled["a"] + labelled["b"]
+    wrong = sum(v for (f, label), v in seen.items() if label in "ab" and label and f != label)
+    result = {
+        "way": name,
+        "sampler": sampler,
+        "true": 100 * true,
+        "profiled": 100 * labelled["a"] / known if known else None,
+        "wrong": 100 * wrong / total if total else None,
+        "missing": 100 * labelled[""] / total if total else None,
+        "seen": {f"{f}:{label}": value for (f, label), value in seen.items()},
+    }
+    print(json.dumps(result))
+    sys.stdout.flush()
+    os._exit(0)  # peers' threads may wait for an agent
 
 
 if __name__ == "__main__":
-    main(float(sys.argv[1]) if len(sys.argv) > 1 else 30)
+    main(sys.argv[1], sys.argv[2], float(sys.argv[3]))

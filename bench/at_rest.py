@@ -1,10 +1,18 @@
-"""CPU a request costs in the middleware when nothing samples: ours less plain.
+"""CPU that a layer adds to a request when nothing samples, ours and others'.
 
-Interleaved rounds in one process, minimum of each, CPU time.
+The same application with and without the layer, interleaved rounds in one process,
+minimum of each.
 """
 
 import asyncio
+import json
 import time
+
+import django
+from django.conf import settings as django_settings
+from django.http import HttpResponse
+from django.test import RequestFactory
+from django.urls import path
 
 from stroboscope.middleware import StroboscopeASGI, StroboscopeWSGI
 
@@ -28,18 +36,42 @@ async def send(message):
     pass
 
 
+async def receive():
+    return {"type": "http.request", "body": b"", "more_body": False}
+
+
 def start_response(status, headers, *rest):
     pass
 
 
-def time_asgi(app):
+def scope():
+    return {
+        "type": "http",
+        "http_version": "1.1",
+        "method": "GET",
+        "path": "/",
+        "raw_path": b"/",
+        "root_path": "",
+        "scheme": "http",
+        "query_string": b"",
+        "headers": [(b"host", b"127.0.0.1")],
+        "client": ("127.0.0.1", 1),
+        "server": ("127.0.0.1", 8000),
+    }
+
+
+def time_asgi(app, requests=REQUESTS):
     async def run():
         begin = time.process_time_ns()
-        for _ in range(REQUESTS):
-            await app({"type": "http", "method": "GET", "path": "/"}, None, send)
-        return (time.process_time_ns() - begin) / REQUESTS
+        for _ in range(requests):
+            await app(scope(), receive, send)
+        return (time.process_time_ns() - begin) / requests
 
     return asyncio.run(run())
+
+
+def time_slow_asgi(app):
+    return time_asgi(app, 300)
 
 
 def time_wsgi(app):
@@ -54,12 +86,92 @@ def time_wsgi(app):
     return (time.process_time_ns() - begin) / REQUESTS
 
 
-def compare(name, measure, plain, ours):
-    pairs = [(measure(plain), measure(ours)) for _ in range(ROUNDS)]
-    base, cost = (min(column) for column in zip(*pairs, strict=True))
-    print(f"{name}: plain {base:.0f} ns, added {cost - base:.0f} ns a request")
+def view(request):
+    return HttpResponse(b"x")
+
+
+urlpatterns = [path("", view)]
+
+
+def django_handlers():
+    """Django's own handler without and with our middleware."""
+    from django.core.handlers.base import BaseHandler
+
+    django_settings.configure(
+        SECRET_KEY="only a bench",
+        ALLOWED_HOSTS=["*"],
+        ROOT_URLCONF=__name__,
+        MIDDLEWARE=[],
+    )
+    django.setup()
+    plain = BaseHandler()
+    plain.load_middleware()
+    ours = "stroboscope.integrations.django.middleware.StroboscopeMiddleware"
+    django_settings.MIDDLEWARE = [ours]
+    labelled = BaseHandler()
+    labelled.load_middleware()
+    return plain, labelled
+
+
+def time_django(handler):
+    request = RequestFactory().get("/")
+    begin = time.process_time_ns()
+    for _ in range(REQUESTS):
+        handler.get_response(request)
+    return (time.process_time_ns() - begin) / REQUESTS
+
+
+def others():
+    """An empty BaseHTTPMiddleware and OpenTelemetry's, on the same FastAPI."""
+    from fastapi import FastAPI
+    from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
+    from opentelemetry.sdk.trace import TracerProvider
+    from starlette.middleware.base import BaseHTTPMiddleware
+
+    from stroboscope import Settings
+    from stroboscope.integrations.fastapi import install
+
+    def fastapi():
+        app = FastAPI()
+
+        @app.get("/")
+        async def root():
+            return {}
+
+        return app
+
+    async def dispatch(request, call_next):
+        return await call_next(request)
+
+    with_base, with_otel, with_ours = fastapi(), fastapi(), fastapi()
+    with_base.add_middleware(BaseHTTPMiddleware, dispatch=dispatch)
+    FastAPIInstrumentor.instrument_app(with_otel, tracer_provider=TracerProvider())
+    install(with_ours, Settings())
+    return fastapi(), with_ours, with_base, with_otel
+
+
+def compare(measure, plain, *layered):
+    """Microseconds that each layer adds to a request."""
+    apps = (plain, *layered)
+    rounds = [[measure(app) for app in apps] for _ in range(ROUNDS)]
+    best = [min(column) for column in zip(*rounds, strict=True)]
+    return [round((cost - best[0]) / 1000, 2) for cost in best[1:]]
+
+
+def main():
+    (asgi,) = compare(time_asgi, asgi_app, StroboscopeASGI(asgi_app))
+    (wsgi,) = compare(time_wsgi, wsgi_app, StroboscopeWSGI(wsgi_app))
+    (in_django,) = compare(time_django, *django_handlers())
+    ours, base, otel = compare(time_slow_asgi, *others())
+    return {
+        "asgi": asgi,
+        "wsgi": wsgi,
+        "django": in_django,
+        "fastapi": ours,
+        "empty BaseHTTPMiddleware": base,
+        "OpenTelemetry FastAPI": otel,
+    }
 
 
 if __name__ == "__main__":
-    compare("ASGI", time_asgi, asgi_app, StroboscopeASGI(asgi_app))
-    compare("WSGI", time_wsgi, wsgi_app, StroboscopeWSGI(wsgi_app))
+    print(json.dumps(main()))

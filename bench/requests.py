@@ -1,0 +1,163 @@
+"""CPU per request while a profiler samples at 100 Hz, divided by CPU without.
+
+Ours: one server; rounds with and without a profile being taken alternate. Peers cannot
+be switched off, so their server alternates with one that has none. CPU of the server's
+processes by the scheduler's own account, in nanoseconds; median of the rounds' ratios.
+"""
+
+import http.client
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+
+from bench.receiver import Receiver
+from stroboscope.auth.keys import generate_key
+from stroboscope.auth.tokens import Tokens
+from stroboscope.settings import Settings
+
+ROUNDS = 12
+REQUESTS = 1500
+CLIENTS = 2
+ROOT = Path(__file__).parents[1]
+KEY = generate_key()
+SERVERS = {
+    "uvicorn": ["uvicorn", "--factory", "bench.app:fastapi", "--log-level", "warning"],
+    "gthread": ["gunicorn", "bench.app:flask()", "-k", "gthread", "--threads", "4"],
+}
+
+
+@contextmanager
+def serving(server, peer="", receiver=""):
+    """A server's port and process."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    bind = ["--port", str(port)] if server == "uvicorn" else ["-b", f"127.0.0.1:{port}"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", *SERVERS[server], *bind],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "STROBOSCOPE_KEYS": KEY,
+            "BENCH_PEER": peer,
+            "BENCH_RECEIVER": receiver,
+            "DD_TRACE_AGENT_URL": receiver or "http://127.0.0.1:9",
+            "DD_TRACE_ENABLED": "false",
+            "DD_INSTRUMENTATION_TELEMETRY_ENABLED": "0",
+            "DD_REMOTE_CONFIGURATION_ENABLED": "0",
+        },
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        for _ in range(200):
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/work/1").read()
+                break
+            except OSError:
+                time.sleep(0.1)
+        yield port, process.pid
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def cpu_ns(pid):
+    """CPU time of a process, its threads and its children."""
+    total = 0
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        total += int((task / "schedstat").read_text().split()[0])
+        for child in (task / "children").read_text().split():
+            total += cpu_ns(int(child))
+    return total
+
+
+def requests(port):
+    """Send the round's requests over a few kept connections."""
+
+    def client():
+        connection = http.client.HTTPConnection("127.0.0.1", port)
+        for _ in range(REQUESTS // CLIENTS):
+            connection.request("GET", "/work/1")
+            connection.getresponse().read()
+        connection.close()
+
+    clients = [threading.Thread(target=client) for _ in range(CLIENTS)]
+    for one in clients:
+        one.start()
+    for one in clients:
+        one.join()
+
+
+def per_request_us(port, pid):
+    before = cpu_ns(pid)
+    requests(port)
+    return (cpu_ns(pid) - before) / REQUESTS / 1000
+
+
+def sampled_us(port, pid):
+    """The same with a profile over all of it, its end and encoding included."""
+    token = Tokens(Settings(keys=(KEY,), service="bench")).mint(["profile"], 3600)
+    took = time.monotonic()
+    requests(port)  # how long a round takes, and warm
+    took = time.monotonic() - took
+
+    def profile():
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/debug/pprof/profile?seconds={took:.2f}",
+            headers={"Authorization": f"Bearer {token}"},
+        )
+        urllib.request.urlopen(request).read()
+
+    before = cpu_ns(pid)
+    thread = threading.Thread(target=profile)
+    thread.start()
+    requests(port)
+    thread.join()
+    return (cpu_ns(pid) - before) / REQUESTS / 1000
+
+
+def ours(server):
+    pairs = []
+    with serving(server) as (port, pid):
+        requests(port)
+        for _ in range(ROUNDS):
+            pairs.append((per_request_us(port, pid), sampled_us(port, pid)))
+    return pairs
+
+
+def theirs(server, peer):
+    receiver = Receiver()
+    pairs = []
+    with (
+        serving(server, "none") as (plain, plain_pid),
+        serving(server, peer, receiver.address) as (port, pid),
+    ):
+        for _ in range(ROUNDS):
+            pairs.append((per_request_us(plain, plain_pid), per_request_us(port, pid)))
+    receiver.close()
+    return pairs
+
+
+def main(server, peer):
+    pairs = theirs(server, peer) if peer else ours(server)
+    ratio = statistics.median(after / before for before, after in pairs)
+    best = min(p[1] for p in pairs) / min(p[0] for p in pairs)
+    return {
+        "server": server,
+        "peer": peer or "ours",
+        "ratio": round(ratio, 4),
+        "ratio of minima": round(best, 4),
+        "pairs_us": [[round(x, 1) for x in pair] for pair in pairs],
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else "")))
