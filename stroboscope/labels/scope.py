@@ -1,4 +1,4 @@
-"""`do`, `set`, `current`, `without`: labels for the work that runs now.
+"""`do`, `without`, `set`, `current`: labels for the work that runs now.
 
 The labels live in a ContextVar, so child tasks, `asyncio.to_thread` and the worker
 threads of anyio and asgiref inherit them. Bare threads do not: see `carry`.
@@ -9,38 +9,37 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable, Generator
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar, cast
 
 from stroboscope._core import LABELS, LabelCell
-from stroboscope.labels.sets import TABLE, LabelSet, label_set
+from stroboscope.errors import LabelError
+from stroboscope.labels.sets import (
+    TABLE,
+    LabelSet,
+    Overlay,
+    Removal,
+    check_key,
+    label_set,
+)
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class do:
-    """Run a block, a function or a coroutine function under more labels.
+class _Scope:
+    """Enters and leaves one overlay; as block, decorator, sync and async.
 
-        with do(step="render"): ...
-        @do(role="batch")
-        def nightly(): ...
-
-    Nested blocks add to the labels around them; the inner value of a key wins. Reusable
-    and re-entrant. Raises LabelError for a key or value out of bounds, when defined.
+    Keeps nothing between entry and exit: one object may be entered again inside
+    itself, and by many tasks and threads at once.
     """
 
-    def __init__(self, **labels: str) -> None:
-        self._labels = label_set(labels)
-        self._entered: list[tuple[LabelCell | None, LabelCell]] = []
+    def __init__(self, overlay: Overlay) -> None:
+        self._overlay = overlay
 
-    def __enter__(self) -> LabelSet:
-        outer = LABELS.get()
-        cell = LabelCell(self._labels, outer)
-        LABELS.set(cell)
-        self._entered.append((outer, cell))
-        return self._labels
+    def __enter__(self) -> None:
+        LABELS.set(LabelCell(self._overlay, LABELS.get()))
 
     def __exit__(
         self,
@@ -48,12 +47,19 @@ class do:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        outer, cell = self._entered.pop()
-        LABELS.set(outer)
-        cell.publish()
+        # The two halves may run in different contexts (a dependency with `yield` in
+        # worker threads), and blocks of suspended generators may end crosswise. So
+        # what to undo is found in this context, and where nothing is, nothing is done.
+        cell = LABELS.get()
+        while cell is not None:
+            if cell.labels is self._overlay and cell.source is not _from_set:
+                LABELS.set(cell.parent)
+                cell.publish()
+                return
+            cell = cell.parent
 
-    async def __aenter__(self) -> LabelSet:
-        return self.__enter__()
+    async def __aenter__(self) -> None:
+        self.__enter__()
 
     async def __aexit__(
         self,
@@ -64,31 +70,86 @@ class do:
         self.__exit__(kind, error, traceback)
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
-        """Decorate a function or coroutine function."""
-        labels = self._labels
-        if inspect.iscoroutinefunction(function):
+        """Decorate a function, coroutine function, generator or async generator.
 
-            @functools.wraps(function)
-            async def run_async(*args: Any, **kwargs: Any) -> Any:
-                with _entered(labels):
-                    return await function(*args, **kwargs)
+        It stays what it is. A generator is labelled while it runs, from `next` to
+        `yield`, on top of the labels of whoever runs it; the code that consumes it is
+        not.
+        """
+        wrapper = _WRAPPERS[_kind(function)]
+        return cast("Callable[P, R]", wrapper(self._overlay, function))
 
-            return cast("Callable[P, R]", run_async)
 
-        @functools.wraps(function)
-        def run(*args: P.args, **kwargs: P.kwargs) -> R:
-            with _entered(labels):
-                return function(*args, **kwargs)
+class do(_Scope):
+    """Run a block, a function or a coroutine function under more labels.
 
-        return run
+        with do(step="render"): ...
+        @do(role="batch")
+        def nightly(): ...
+
+    Nested blocks add to the labels around them; the inner value of a key wins.
+    Reusable, re-entrant, safe from any thread and task. A `with` block around a
+    `yield` labels the consumer too, as any context variable: decorate instead.
+    Raises LabelError for a key or value out of bounds, when defined.
+    """
+
+    def __init__(self, **labels: str) -> None:
+        super().__init__(label_set(labels))
+
+
+class without(_Scope):
+    """Run a block or a function without these keys, the same ways as `do`.
+
+        with without("tenant"): ...
+
+    Also takes away what the request around it only learns later. Blocks inside may
+    set the keys again. Raises LabelError for no key at all or one that cannot be.
+    """
+
+    def __init__(self, *keys: str) -> None:
+        if not keys:
+            raise LabelError("without() takes the keys to remove; there are none")
+        for key in keys:
+            check_key(key)
+        super().__init__(Removal(frozenset(keys)))
+
+
+def set(**labels: str) -> None:
+    """Add labels to what runs from here on in this context, to the end of the block.
+
+    Raises: LabelError for a key or value out of bounds.
+    """
+    cell = LabelCell(label_set(labels), LABELS.get())
+    cell.source = _from_set
+    LABELS.set(cell)
+
+
+def _from_set() -> None:
+    """Mark a cell that `set` made: a block with equal labels must not end at it."""
+
+
+def current() -> LabelSet:
+    """The labels in force now; those bound late as far as they are known."""
+    chain: list[object] = []
+    cell = LABELS.get()
+    while cell is not None:
+        overlay = cell.labels
+        if overlay is None and cell.source is not None:
+            with contextlib.suppress(Exception):
+                overlay = cell.source()
+        chain.append(overlay)
+        cell = cell.parent
+    return TABLE.merge(chain[::-1])
 
 
 class _entered:
+    """One entry of an overlay, for wrappers: its two halves share a frame."""
+
     __slots__ = ("_cell", "_outer")
 
-    def __init__(self, labels: LabelSet) -> None:
+    def __init__(self, overlay: Overlay) -> None:
         self._outer = LABELS.get()
-        self._cell = LabelCell(labels, self._outer)
+        self._cell = LabelCell(overlay, self._outer)
 
     def __enter__(self) -> None:
         LABELS.set(self._cell)
@@ -98,30 +159,84 @@ class _entered:
         self._cell.publish()
 
 
-def set(**labels: str) -> None:
-    """Add labels to everything that runs from here on in this context.
-
-    Raises: LabelError for a key or value out of bounds.
-    """
-    LABELS.set(LabelCell(label_set(labels), LABELS.get()))
-
-
-def current() -> LabelSet:
-    """The labels in force now; those bound late as far as they are known."""
-    chain: list[LabelSet] = []
-    cell = LABELS.get()
-    while cell is not None:
-        overlay = cell.labels
-        if overlay is None and cell.source is not None:
-            with contextlib.suppress(Exception):
-                overlay = cell.source()
-        if isinstance(overlay, LabelSet):
-            chain.append(overlay)
-        cell = cell.parent
-    return TABLE.merge(chain[::-1]) if chain else TABLE.empty
+def _kind(function: Callable[..., Any]) -> str:
+    for each in (function, getattr(function, "__call__", None)):  # noqa: B004
+        if inspect.iscoroutinefunction(each):
+            return "coroutine"
+        if inspect.isasyncgenfunction(each):
+            return "async generator"
+        if inspect.isgeneratorfunction(each):
+            return "generator"
+    return "function"
 
 
-def without(*keys: str) -> LabelSet:
-    """The labels in force now less these keys, to enter with `do(**dict(...))`."""
-    left = {key: value for key, value in current() if key not in keys}
-    return TABLE.intern_leniently(left)
+def _function(overlay: Overlay, function: Callable[..., Any]) -> Any:
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with _entered(overlay):
+            return function(*args, **kwargs)
+
+    return run
+
+
+def _coroutine(overlay: Overlay, function: Callable[..., Any]) -> Any:
+    @functools.wraps(function)
+    async def run(*args: Any, **kwargs: Any) -> Any:
+        with _entered(overlay):
+            return await function(*args, **kwargs)
+
+    return run
+
+
+def _generator(overlay: Overlay, function: Callable[..., Any]) -> Any:
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
+        generator = function(*args, **kwargs)
+        step, value = generator.send, None
+        while True:
+            try:
+                with _entered(overlay):
+                    item = step(value)
+            except StopIteration as ended:
+                return ended.value
+            try:
+                step, value = generator.send, (yield item)
+            except GeneratorExit:
+                with _entered(overlay):
+                    generator.close()
+                raise
+            except BaseException as error:  # the consumer's, for the generator
+                step, value = generator.throw, error
+
+    return run
+
+
+def _async_generator(overlay: Overlay, function: Callable[..., Any]) -> Any:
+    @functools.wraps(function)
+    async def run(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
+        generator = function(*args, **kwargs)
+        step, value = generator.asend, None
+        while True:
+            try:
+                with _entered(overlay):
+                    item = await step(value)
+            except StopAsyncIteration:
+                return
+            try:
+                step, value = generator.asend, (yield item)
+            except GeneratorExit:
+                with _entered(overlay):
+                    await generator.aclose()
+                raise
+            except BaseException as error:  # the consumer's, for the generator
+                step, value = generator.athrow, error
+
+    return run
+
+
+_WRAPPERS: dict[str, Callable[[Overlay, Callable[..., Any]], Any]] = {
+    "function": _function,
+    "coroutine": _coroutine,
+    "generator": _generator,
+    "async generator": _async_generator,
+}

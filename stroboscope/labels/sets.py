@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
@@ -59,6 +59,16 @@ class LabelSet:
 
 
 @dataclass(frozen=True, slots=True)
+class Removal:
+    """An overlay that takes keys away from what the overlays above it give."""
+
+    keys: frozenset[str]
+
+
+Overlay = LabelSet | Removal
+
+
+@dataclass(frozen=True, slots=True)
 class LabelStats:
     """What the table holds and what it had to refuse, since the process began."""
 
@@ -100,13 +110,18 @@ class LabelTable:
                 items.append((key, self._cut(value)))
         return self._intern(tuple(sorted(items)))
 
-    def merge(self, chain: Sequence[LabelSet]) -> LabelSet:
-        """One set from overlays, root first; later keys win."""
-        if len(chain) == 1:
-            return chain[0]
+    def merge(self, chain: Iterable[object]) -> LabelSet:
+        """One set from overlays, root first; later keys win, removals take away.
+
+        What is no overlay counts for nothing. `overflow` when too many sets are alive.
+        """
         merged: dict[str, str] = {}
-        for labels in chain:
-            merged.update(labels.items)
+        for part in chain:
+            if isinstance(part, LabelSet):
+                merged.update(part.items)
+            elif isinstance(part, Removal):
+                for key in part.keys:
+                    merged.pop(key, None)
         return self._intern(tuple(sorted(merged.items())))
 
     def stats(self) -> LabelStats:

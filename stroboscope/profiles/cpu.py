@@ -78,11 +78,10 @@ def to_profile(capture: Capture, notes: tuple[str, ...] = ()) -> Profile:
 
 
 def _labels_by_serial(capture: Capture) -> dict[int, Labels]:
-    resolved: dict[int, Labels] = {}
+    # The sets stay alive until all are known: their cap holds for the whole profile.
+    resolved: dict[int, LabelSet] = {}
     for at, (serial, chain) in enumerate(capture.chains.items()):
-        overlays = [part for part in chain if isinstance(part, LabelSet)]
-        if overlays:
-            resolved[serial] = TABLE.merge(overlays).items
+        resolved[serial] = TABLE.merge(chain)
         if at % _STRIDE == 0:
             breathe()
-    return resolved
+    return {serial: labels.items for serial, labels in resolved.items()}
