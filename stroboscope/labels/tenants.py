@@ -11,7 +11,9 @@ Elements in Data Streams", 2005.
 from __future__ import annotations
 
 import hashlib
+import heapq
 import threading
+from collections import OrderedDict
 
 from stroboscope.settings import Settings
 
@@ -28,28 +30,44 @@ _VALUE_CAP = 256
 class SpaceSaving:
     """The `capacity` heaviest keys of a stream, each count too high by its error.
 
-    `add` returns the key's count. Memory is bounded by `capacity`.
+    Keys of equal count share a level; one more sighting moves a key one level up, so
+    the lowest level is known and every `add` costs the same, whatever the capacity.
     """
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.counts: dict[str, int] = {}
         self.errors: dict[str, int] = {}
+        # Ordered: among equals the one seen longest ago makes room.
+        self._levels: dict[int, OrderedDict[str, None]] = {}
+        self._lowest = 1
 
     def add(self, key: str) -> int:
-        """Count one sighting."""
-        if key in self.counts:
-            self.counts[key] += 1
+        """Count one sighting; returns the key's count."""
+        before = self.counts.get(key)
+        if before is not None:
+            self._take(key, before)
         elif len(self.counts) < self.capacity:
-            self.counts[key] = 1
-            self.errors[key] = 0
+            before = self.errors[key] = 0
+            self._lowest = 1
         else:
-            lightest = min(self.counts, key=self.counts.__getitem__)
-            floor = self.counts.pop(lightest)
-            del self.errors[lightest]
-            self.counts[key] = floor + 1
-            self.errors[key] = floor
-        return self.counts[key]
+            before = self._lowest
+            lightest = next(iter(self._levels[before]))
+            self._take(lightest, before)
+            del self.counts[lightest], self.errors[lightest]
+            self.errors[key] = before
+        count = self.counts[key] = before + 1
+        self._levels.setdefault(count, OrderedDict())[key] = None
+        return count
+
+    def _take(self, key: str, count: int) -> None:
+        level = self._levels[count]
+        del level[key]
+        if not level:
+            del self._levels[count]
+            if count == self._lowest:
+                # Its key, or the one in its place, goes one level up.
+                self._lowest = count + 1
 
 
 class TenantBuckets:
@@ -59,6 +77,8 @@ class TenantBuckets:
         self._allowed = frozenset(settings.tenants)
         self._top = settings.tenant_top
         self._shown: set[str] = set()
+        # (count when last looked at, name) of all that are shown, lightest first
+        self._by_weight: list[tuple[int, str]] = []
         self._sketch = SpaceSaving(max(1, self._top * _COUNTERS_PER_BUCKET))
         self._lock = threading.Lock()
         self._hash_key = settings.keys[0].encode() if settings.hash_tenants else None
@@ -102,12 +122,21 @@ class TenantBuckets:
                 return name
             if len(self._shown) < self._top:
                 self._shown.add(name)
+                heapq.heappush(self._by_weight, (count, name))
                 return name
-            counts = self._sketch.counts
-            lightest = min(self._shown, key=lambda key: counts.get(key, 0))
-            sure = count - self._sketch.errors[name]
-            if sure > counts.get(lightest, 0) * _HYSTERESIS:
+            weight, lightest = self._lightest_shown()
+            if count - self._sketch.errors[name] > weight * _HYSTERESIS:
                 self._shown.remove(lightest)
                 self._shown.add(name)
+                heapq.heapreplace(self._by_weight, (count, name))
                 return name
         return OTHER
+
+    def _lightest_shown(self) -> tuple[int, str]:
+        # Each outdated count is corrected once per change, not once per question.
+        while True:
+            weight, name = self._by_weight[0]
+            now = self._sketch.counts.get(name, 0)
+            if now == weight:
+                return weight, name
+            heapq.heapreplace(self._by_weight, (now, name))

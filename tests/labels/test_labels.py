@@ -3,7 +3,6 @@
 import asyncio
 import queue
 import threading
-from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,8 +14,6 @@ from stroboscope.errors import LabelError
 from stroboscope.labels import Job, carry, current, do, label_set, propagate_to_threads
 from stroboscope.labels.outcome import latency_bucket, status_class
 from stroboscope.labels.sets import LabelTable
-from stroboscope.labels.tenants import SpaceSaving, TenantBuckets
-from stroboscope.settings import Settings
 
 
 def labels() -> dict[str, str]:
@@ -153,68 +150,6 @@ def test_a_job_takes_its_labels_through_a_queue() -> None:
         jobs.put(Job(labels))
 
     assert jobs.get()() == {"a": "1"}
-
-
-@given(st.lists(st.integers(0, 30)), st.integers(1, 8))
-def test_space_saving_bounds_its_error(stream: list[int], capacity: int) -> None:
-    """Counts are never too low, never too high by more than N/capacity."""
-    sketch = SpaceSaving(capacity)
-    for key in stream:
-        sketch.add(str(key))
-    truth = Counter(map(str, stream))
-
-    assert len(sketch.counts) <= capacity
-    for key, count in sketch.counts.items():
-        assert truth[key] <= count <= truth[key] + len(stream) / capacity
-    for key, count in truth.items():
-        if count > len(stream) / capacity:
-            assert key in sketch.counts
-
-
-def test_heavy_tenants_get_a_bucket_and_the_rest_is_other() -> None:
-    """A million ids leave N names, and heavy ones among them."""
-    buckets = TenantBuckets(Settings(tenant_top=2))
-    for i in range(5000):
-        buckets.bucket(f"light-{i}")
-        buckets.bucket("acme")
-        buckets.bucket("globex")
-
-    assert buckets.bucket("light-7") == "other"
-    assert buckets.shown() == ["acme", "globex"]
-
-
-def test_equal_tenants_do_not_flap() -> None:
-    """Near equals keep their buckets: a challenger must be clearly heavier."""
-    buckets = TenantBuckets(Settings(tenant_top=1))
-    seen = {buckets.bucket(name) for _ in range(100) for name in ("a", "b")}
-
-    assert seen == {"a", "other"}
-
-
-def test_allow_listed_tenants_only() -> None:
-    """With a list, nobody else has a name."""
-    buckets = TenantBuckets(Settings(tenants=("acme",)))
-
-    assert buckets.bucket("acme") == "acme"
-    assert buckets.bucket("globex") == "other"
-
-
-@pytest.mark.parametrize("tenant", [3, b"acme", "", object()])
-def test_unusable_tenants_are_counted(tenant: object) -> None:
-    """What is no id gives no label and one count."""
-    buckets = TenantBuckets(Settings())
-
-    assert buckets.bucket(tenant) is None
-    assert buckets.unusable == 1
-
-
-def test_hashed_tenants_hide_the_id_and_agree_between_workers() -> None:
-    """The same key gives the same bucket, which does not hold the id."""
-    settings = Settings(keys=("k" * 64,), hash_tenants=True, tenants=("acme",))
-    names = {TenantBuckets(settings).bucket("acme") for _ in range(2)}
-
-    assert len(names) == 1
-    assert "acme" not in str(names)
 
 
 def test_outcome_labels_are_buckets() -> None:
