@@ -14,7 +14,8 @@ import time
 from stroboscope._core import Capture, engine
 from stroboscope.formats.pprof import encode, prune
 from stroboscope.labels import label_set
-from stroboscope.profiles.cpu import breathe, to_profile
+from stroboscope.profiles.breath import Breath
+from stroboscope.profiles.cpu import to_profile
 
 ROUNDS = 8
 SAMPLES = 50_000
@@ -27,7 +28,8 @@ def big_capture():
     ]
     rows = [(i, i + 1, 1, 10_000_000) for i in range(SAMPLES)]
     sets = [label_set({"endpoint": f"/e{i}"}) for i in range(200)]
-    chains = {i + 1: (sets[i % 200],) for i in range(SAMPLES)}
+    same = [(one,) for one in sets]  # as the engine hands them out
+    chains = {i + 1: same[i % 200] for i in range(SAMPLES)}
     return Capture(0, 60 * 10**9, 10**7, frames, stacks, rows, chains, [])
 
 
@@ -51,7 +53,8 @@ async def rounds():
         done = threading.Event()
 
         def work(done=done):
-            encode(prune(to_profile(capture)), breathe)
+            breathe = Breath()
+            encode(prune(to_profile(capture), breathe=breathe), breathe)
             done.set()
 
         began = time.monotonic()

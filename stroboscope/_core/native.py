@@ -120,9 +120,12 @@ class NativeDriver:
 
     def _chains(self, rows: list[Row]) -> dict[int, tuple[object, ...]]:
         chains: dict[int, tuple[object, ...]] = {}
+        # Equal chains are one object: fewer for the garbage collector to visit.
+        same: dict[tuple[object, ...], tuple[object, ...]] = {}
         for at, (_, serial, _, _) in enumerate(rows):
             if serial and serial not in chains:
-                chains[serial] = _native.chain_of(serial)
+                chain = _native.chain_of(serial)
+                chains[serial] = same.setdefault(chain, chain)
             if at % _SLICE == 0:
                 _native.sleep(_BREATH_S)
         return chains

@@ -13,7 +13,8 @@ from stroboscope._http.parameters import profile_seconds
 from stroboscope.errors import EngineUnavailable, WindowsExhausted
 from stroboscope.formats.pprof import encode, prune
 from stroboscope.labels import TABLE
-from stroboscope.profiles.cpu import breathe, collect_cpu
+from stroboscope.profiles.breath import Breath
+from stroboscope.profiles.cpu import collect_cpu
 from stroboscope.settings import Settings
 
 BUSY = "Could not enable CPU profiling: cpu profiling already in use"
@@ -47,7 +48,9 @@ def profile(request: Request, settings: Settings) -> Response:
     headers = [("Content-Disposition", 'attachment; filename="profile"')]
     if clamped:
         headers.append(("X-Stroboscope-Clamped", f"seconds={seconds:g}"))
-    return Response(200, encode(prune(collected), breathe), PROFILE, tuple(headers))
+    breathe = Breath()
+    body = encode(prune(collected, breathe=breathe), breathe)
+    return Response(200, body, PROFILE, tuple(headers))
 
 
 def labels(request: Request, settings: Settings) -> Response:

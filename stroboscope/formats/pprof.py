@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import zlib
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 
-from stroboscope.errors import ProfileError
 from stroboscope.formats._wire import block, number, packed
-from stroboscope.formats.profile import Frame, Labels, Profile, Sample, aggregate
+from stroboscope.formats.profile import Columns, Frame, Labels, Profile, columns
 
 # Field numbers of profile.proto.
 SAMPLE_TYPE, SAMPLE, MAPPING, LOCATION, FUNCTION, STRINGS = 1, 2, 3, 4, 5, 6
@@ -32,9 +32,7 @@ FUNCTION_START = 5
 STRING_CAP = 1024
 #: Pyroscope's limit on samples of one profile.
 SAMPLES_CAP = 16_000
-#: Samples between two breaths: about half a millisecond of work.
-_STRIDE = 100
-_CHUNK = 1 << 16
+_CHUNK = 1 << 14
 
 
 def _no_breath() -> None:
@@ -44,9 +42,9 @@ def _no_breath() -> None:
 def encode(profile: Profile, breathe: Callable[[], None] = _no_breath) -> bytes:
     """The bytes of a profile.
 
-    `breathe` is called about every half millisecond, for a caller who shares the GIL
-    with an application. Samples of the same stack and labels add up.
-    Raises: ProfileError for a sample with the wrong number of values.
+    `breathe` is called for every sample, place and block, for a caller who shares the
+    GIL with an application. Samples of the same stack and labels add up.
+    Raises: ProfileError for a sample with the wrong number of values, or one too large.
     """
     writer = _Writer(profile, breathe)
     parts = writer.parts()
@@ -60,18 +58,44 @@ def encode(profile: Profile, breathe: Callable[[], None] = _no_breath) -> bytes:
     return b"".join(out)
 
 
-def prune(profile: Profile, cap: int = SAMPLES_CAP) -> Profile:
+def prune(
+    profile: Profile, cap: int = SAMPLES_CAP, breathe: Callable[[], None] = _no_breath
+) -> Profile:
     """The heaviest samples; the rest is one `[truncated]` sample: totals stay true."""
     if len(profile.samples) <= cap:
         return profile
-    ranked = sorted(profile.samples, key=lambda s: s.values[-1], reverse=True)
-    kept, cut = ranked[: cap - 1], ranked[cap - 1 :]
-    sums = tuple(
-        sum(s.values[i] for s in cut) for i in range(len(profile.sample_types))
+    width = len(profile.sample_types)
+    table = columns(profile.samples, width)
+    weights: Counter[int] = Counter()
+    for weight in table.values[-1]:
+        weights[weight] += 1
+        breathe()
+    # Not a sort: sorting so many samples would hold the GIL for ten milliseconds.
+    room = cap - 1
+    left: dict[int, int] = {}
+    for weight in sorted(weights, reverse=True):
+        left[weight] = min(room, weights[weight])
+        room -= left[weight]
+    kept = Columns(
+        [*table.frames, Frame("", "[truncated]", 0, 0)],
+        [*table.stacks, (len(table.frames),)],
+        [*table.label_sets, ()],
+        width,
     )
-    rest = Sample((Frame("", "[truncated]", 0, 0),), sums)
-    note = f"{len(cut)} of {len(ranked)} samples are summed up in [truncated]"
-    return replace(profile, samples=[*kept, rest], comments=(*profile.comments, note))
+    sums = [0] * width
+    for at, weight in enumerate(table.values[-1]):
+        values = [column[at] for column in table.values]
+        if left[weight]:
+            left[weight] -= 1
+            kept.add(table.stack_of[at], table.labels_of[at], values)
+        else:
+            sums = [total + value for total, value in zip(sums, values, strict=True)]
+        breathe()
+    kept.add(len(table.stacks), len(table.label_sets), sums)
+    note = (
+        f"{len(table) - cap + 1} of {len(table)} samples are summed up in [truncated]"
+    )
+    return replace(profile, samples=kept, comments=(*profile.comments, note))
 
 
 class _Writer:
@@ -82,7 +106,8 @@ class _Writer:
         self._functions: dict[tuple[str, str, int], int] = {}
         self._locations: dict[Frame, int] = {}
         self._addresses: set[int] = set()
-        self._stacks: dict[tuple[Frame, ...], bytes] = {}
+        self._table = columns(profile.samples, len(profile.sample_types))
+        self._stacks: dict[int, bytes] = {}
         self._label_sets: dict[Labels, bytes] = {}
         self._function_parts: list[bytes] = []
         self._location_parts: list[bytes] = []
@@ -108,7 +133,10 @@ class _Writer:
             packed(COMMENT, [self._string(text) for text in p.comments]),
             number(DEFAULT_SAMPLE_TYPE, self._string(p.default_sample_type)),
         ]
-        strings = [block(STRINGS, text.encode()) for text in self._strings]
+        strings = []
+        for text in self._strings:
+            strings.append(block(STRINGS, text.encode()))
+            self._breathe()
         return [*types, b"".join(samples), *tail, b"".join(strings)]
 
     def _string(self, text: str) -> int:
@@ -120,20 +148,23 @@ class _Writer:
         return number(1, self._string(kind)) + number(2, self._string(unit))
 
     def _samples(self) -> list[bytes]:
-        width = len(self._profile.sample_types)
+        table = self._table
         out = []
-        for at, sample in enumerate(aggregate(self._profile.samples)):
-            if len(sample.values) != width:
-                raise ProfileError(f"a sample has {len(sample.values)} values")
-            stack = self._stacks.get(sample.stack)
-            if stack is None:
-                stack = packed(SAMPLE_LOCATIONS, map(self._location, sample.stack))
-                self._stacks[sample.stack] = stack
-            body = stack + packed(SAMPLE_VALUES, sample.values)
-            out.append(block(SAMPLE, body + self._labels(sample.labels)))
-            if at % _STRIDE == 0:
-                self._breathe()
+        for at, stack in enumerate(table.stack_of):
+            body = self._stack(stack)
+            body += packed(SAMPLE_VALUES, [column[at] for column in table.values])
+            body += self._labels(table.label_sets[table.labels_of[at]])
+            out.append(block(SAMPLE, body))
+            self._breathe()
         return out
+
+    def _stack(self, at: int) -> bytes:
+        known = self._stacks.get(at)
+        if known is None:
+            frames = (self._table.frames[i] for i in self._table.stacks[at])
+            known = packed(SAMPLE_LOCATIONS, map(self._location, frames))
+            self._stacks[at] = known
+        return known
 
     def _labels(self, labels: Labels) -> bytes:
         known = self._label_sets.get(labels)
@@ -154,6 +185,7 @@ class _Writer:
         known = self._locations.get(frame)
         if known is not None:
             return known
+        self._breathe()
         number_ = self._locations[frame] = len(self._locations) + 1
         function = self._function(frame)
         line = number(LINE_FUNCTION, function) + number(LINE_LINE, frame.line)

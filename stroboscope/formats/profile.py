@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from array import array
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 from stroboscope.errors import ProfileError
 
@@ -35,12 +36,60 @@ class Sample(NamedTuple):
     labels: Labels = ()
 
 
+class Columns(Sequence[Sample]):
+    """Samples as columns of numbers, no two of the same stack and labels.
+
+    Tens of thousands of them are nothing for the garbage collector to visit: a `Sample`
+    exists only while somebody looks at it. `stacks` hold indices into `frames`, leaf
+    first. Sample i has stack `stack_of[i]`, labels `labels_of[i]` and, of each sample
+    type, the value `values[type][i]`.
+    """
+
+    def __init__(
+        self,
+        frames: list[Frame],
+        stacks: list[tuple[int, ...]],
+        label_sets: list[Labels],
+        width: int,
+    ) -> None:
+        self.frames = frames
+        self.stacks = stacks
+        self.label_sets = label_sets
+        self.stack_of = array("I")
+        self.labels_of = array("I")
+        self.values = tuple(array("q") for _ in range(width))
+
+    def add(self, stack: int, labels: int, values: Iterable[int]) -> None:
+        """Append a sample. Raises: ProfileError for a wrong number of values."""
+        self.stack_of.append(stack)
+        self.labels_of.append(labels)
+        try:
+            for column, value in zip(self.values, values, strict=True):
+                column.append(value)
+        except (ValueError, OverflowError) as error:
+            raise ProfileError(f"sample {len(self)}: {error}") from None
+
+    def __len__(self) -> int:
+        return len(self.stack_of)
+
+    @overload
+    def __getitem__(self, at: int) -> Sample: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Sample]: ...
+    def __getitem__(self, at: int | slice) -> Sample | list[Sample]:
+        if isinstance(at, slice):
+            return [self[i] for i in range(*at.indices(len(self)))]
+        frames = tuple(self.frames[i] for i in self.stacks[self.stack_of[at]])
+        values = tuple(column[at] for column in self.values)
+        return Sample(frames, values, self.label_sets[self.labels_of[at]])
+
+
 @dataclass(frozen=True, slots=True)
 class Profile:
     """Samples with what is needed to read them. Times are nanoseconds since 1970."""
 
     sample_types: tuple[ValueType, ...]
-    samples: list[Sample]
+    samples: Sequence[Sample]
     period_type: ValueType
     period: int
     time_ns: int = 0
@@ -65,6 +114,30 @@ def aggregate(samples: Iterable[Sample]) -> list[Sample]:
             for at, value in enumerate(values):
                 found[at] += value
     return [Sample(k[0], tuple(v), k[1]) for k, v in sums.items()]
+
+
+def columns(samples: Sequence[Sample], width: int) -> Columns:
+    """Samples as columns; those of the same stack and labels add up.
+
+    Raises: ProfileError for a sample that has not `width` values.
+    """
+    if isinstance(samples, Columns):
+        return samples
+    frames: dict[Frame, int] = {}
+    stacks: dict[tuple[int, ...], int] = {}
+    label_sets: dict[Labels, int] = {}
+    made = Columns([], [], [], width)
+    for stack, values, labels in aggregate(samples):
+        places = tuple(frames.setdefault(frame, len(frames)) for frame in stack)
+        made.add(
+            stacks.setdefault(places, len(stacks)),
+            label_sets.setdefault(labels, len(label_sets)),
+            values,
+        )
+    made.frames += frames
+    made.stacks += stacks
+    made.label_sets += label_sets
+    return made
 
 
 def merge(profiles: list[Profile]) -> Profile:

@@ -10,20 +10,19 @@ import sys
 from collections.abc import Callable
 
 from stroboscope._core import TRUNCATED, Capture, Window, engine
-from stroboscope.formats.profile import Frame, Labels, Profile, Sample, ValueType
+from stroboscope.formats.profile import (
+    Columns,
+    Frame,
+    Labels,
+    Profile,
+    ValueType,
+)
 from stroboscope.labels import TABLE, LabelSet
+from stroboscope.profiles.breath import Breath
 from stroboscope.settings import Settings
 
 SAMPLE_TYPES = (ValueType("samples", "count"), ValueType("cpu", "nanoseconds"))
 _CUT = Frame("", "[truncated]", 0, 0)
-#: Rows between two pauses, about half a millisecond of work.
-_STRIDE = 250
-_BREATH_S = 0.0001
-
-
-def breathe() -> None:
-    """Let a waiting thread of the application have the GIL."""
-    engine.sleep(_BREATH_S)
 
 
 def collect_cpu(
@@ -48,18 +47,24 @@ def collect_cpu(
 
 
 def to_profile(capture: Capture, notes: tuple[str, ...] = ()) -> Profile:
-    """A capture as a profile: labels resolved, equal rows added up later."""
+    """A capture as a profile: labels resolved, equal rows added up."""
+    breathe = Breath()
     frames = [Frame(*frame) for frame in capture.frames]
-    stacks = [
-        tuple(_CUT if at == TRUNCATED else frames[at] for at in stack)
-        for stack in capture.stacks
-    ]
-    labels = _labels_by_serial(capture)
-    samples = []
-    for at, (stack, serial, count, ns) in enumerate(capture.rows):
-        samples.append(Sample(stacks[stack], (count, ns), labels.get(serial, ())))
-        if at % _STRIDE == 0:
-            breathe()
+    stacks = _stacks(capture, len(frames), breathe)
+    numbers, label_sets = _labels_by_serial(capture, breathe)
+    # Numbers only, so that the garbage collector has nothing to visit.
+    counts: dict[int, int] = {}
+    times_ns: dict[int, int] = {}
+    sets = len(label_sets)
+    for stack, serial, count, ns in capture.rows:
+        key = stack * sets + numbers.get(serial, 0)
+        counts[key] = counts.get(key, 0) + count
+        times_ns[key] = times_ns.get(key, 0) + ns
+        breathe()
+    samples = Columns([*frames, _CUT], stacks, label_sets, len(SAMPLE_TYPES))
+    for key, count in counts.items():
+        samples.add(*divmod(key, sets), (count, times_ns[key]))
+        breathe()
     return Profile(
         sample_types=SAMPLE_TYPES,
         samples=samples,
@@ -77,11 +82,23 @@ def to_profile(capture: Capture, notes: tuple[str, ...] = ()) -> Profile:
     )
 
 
-def _labels_by_serial(capture: Capture) -> dict[int, Labels]:
+def _stacks(capture: Capture, cut: int, breathe: Breath) -> list[tuple[int, ...]]:
+    stacks = []
+    for stack in capture.stacks:
+        is_cut = bool(stack) and stack[-1] == TRUNCATED
+        stacks.append((*stack[:-1], cut) if is_cut else stack)
+        breathe()
+    return stacks
+
+
+def _labels_by_serial(
+    capture: Capture, breathe: Breath
+) -> tuple[dict[int, int], list[Labels]]:
+    """The number of each serial's label set, and the sets; the first is empty."""
     # The sets stay alive until all are known: their cap holds for the whole profile.
-    resolved: dict[int, LabelSet] = {}
-    for at, (serial, chain) in enumerate(capture.chains.items()):
-        resolved[serial] = TABLE.merge(chain)
-        if at % _STRIDE == 0:
-            breathe()
-    return {serial: labels.items for serial, labels in resolved.items()}
+    sets: dict[LabelSet, int] = {TABLE.empty: 0}
+    numbers = {}
+    for serial, chain in capture.chains.items():
+        numbers[serial] = sets.setdefault(TABLE.merge(chain), len(sets))
+        breathe()
+    return numbers, [labels.items for labels in sets]
