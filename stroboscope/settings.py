@@ -23,6 +23,8 @@ LABEL_SETS_CAP = 512
 WINDOWS_CAP = 4
 
 _PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)+")
+#: Before a key it gives a key; see `labels.sets`.
+_LABEL_PREFIX = re.compile(r"([A-Za-z_][A-Za-z0-9_.]{0,63})?")
 _SERVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
@@ -45,10 +47,12 @@ class Settings:
     profile_seconds_cap: float = PROFILE_SECONDS_CAP
     #: Captures that may share the sampler at once.
     windows: int = WINDOWS_CAP
-    #: Distinct label sets alive at once; beyond it `(overflow)`.
+    #: Distinct label sets alive at once in this process; beyond it `(overflow)`.
+    #: One table serves all middleware: the cap made last holds.
     label_sets: int = LABEL_SETS_CAP
     #: Finds the tenant of a request: called with the ASGI scope, the WSGI environ
-    #: or the Django request; returns its id or None. May raise: then no label.
+    #: or the Django request; returns its id or None. May raise: then no label. Called
+    #: once at most, and only for a request that is sampled; must not block.
     tenant: Callable[[Any], str | None] | None = None
     #: Tenants shown by name. Empty: the `tenant_top` heaviest are found at run time.
     tenants: tuple[str, ...] = ()
@@ -58,9 +62,11 @@ class Settings:
     hash_tenants: bool = False
     #: Upper bounds of the `latency` label in seconds, ascending.
     latency_buckets: tuple[float, ...] = (0.1, 1.0)
-    #: Labels given to every request, such as a role.
+    #: Labels given to every request, such as a role. Where a request label has the
+    #: same key and is known, the request's stands.
     labels: Mapping[str, str] = field(default_factory=dict)
-    #: Prepended to the keys of request labels (endpoint, method, tenant, …).
+    #: Prepended to the keys of request labels (endpoint, method, tenant, …), to no
+    #: other: not to `labels`, not to those of `do`.
     label_prefix: str = ""
 
     def __post_init__(self) -> None:
@@ -88,6 +94,12 @@ class Settings:
             "service",
             self.service,
             "letters, digits, '-', '_' and '.', at most 64",
+        )
+        _require(
+            _LABEL_PREFIX.fullmatch(self.label_prefix) is not None,
+            "label_prefix",
+            self.label_prefix,
+            "letters, digits, '_' and '.', not starting with a digit or '.', at most 64",
         )
         bounds = self.latency_buckets
         ascending = all(a < b for a, b in itertools.pairwise(bounds))

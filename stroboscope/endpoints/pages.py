@@ -63,6 +63,7 @@ def labels(request: Request, settings: Settings) -> Response:
         "made": stats.made,
         "overflowed": stats.overflowed,
         "truncated": stats.truncated,
+        "failed": stats.failed,
         "sets": [dict(labels.items) for labels in stats.sets],
     }
     return Response(200, json.dumps(body, indent=1).encode() + b"\n", JSON)

@@ -77,6 +77,7 @@ class LabelStats:
     made: int
     overflowed: int
     truncated: int
+    failed: int
     sets: tuple[LabelSet, ...]
 
 
@@ -88,9 +89,23 @@ class LabelTable:
         self._sets: WeakValueDictionary[Items, LabelSet] = WeakValueDictionary()
         self._numbers = itertools.count()
         self._lock = threading.Lock()
-        self._made = self._overflowed = self._truncated = 0
+        self._made = self._overflowed = self._truncated = self._failed = 0
         self.empty = self._make(())
         self.overflow = self._make((("endpoint", "(overflow)"),))
+
+    def configure(self, cap: int, prefix: str) -> None:
+        """Bound the sets alive from now on; sets beyond the new cap live on.
+
+        `prefix` goes before the key of `overflow`, as before all request labels.
+        """
+        with self._lock:
+            self.cap = cap
+            items = ((prefix + "endpoint", "(overflow)"),)
+            self.overflow = self._sets.get(items) or self._make(items)
+
+    def count_failure(self) -> None:
+        """Note that labels are missing for a reason of ours or the user's."""
+        self._failed += 1
 
     def intern(self, labels: Mapping[str, str]) -> LabelSet:
         """The set of these labels, or `overflow` when too many sets are alive.
@@ -133,6 +148,7 @@ class LabelTable:
             made=self._made,
             overflowed=self._overflowed,
             truncated=self._truncated,
+            failed=self._failed,
             sets=alive,
         )
 

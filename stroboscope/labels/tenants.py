@@ -60,6 +60,10 @@ class SpaceSaving:
         self._levels.setdefault(count, OrderedDict())[key] = None
         return count
 
+    def at_most(self, key: str) -> int:
+        """No key was seen more often: one without a counter, at most as the lightest."""
+        return self.counts.get(key, self._lowest)
+
     def _take(self, key: str, count: int) -> None:
         level = self._levels[count]
         del level[key]
@@ -136,7 +140,9 @@ class TenantBuckets:
         # Each outdated count is corrected once per change, not once per question.
         while True:
             weight, name = self._by_weight[0]
-            now = self._sketch.counts.get(name, 0)
+            # One that lost its counter is no lighter for it: strangers that never come
+            # back would take its place one after the other.
+            now = self._sketch.at_most(name)
             if now == weight:
                 return weight, name
             heapq.heapreplace(self._by_weight, (now, name))

@@ -21,8 +21,11 @@ class ASGIRequest(Observed):
 
     def observe(self, message: Message) -> object:
         """Note the status and pass on; returns send's own awaitable."""
-        if message["type"] == "http.response.start":
-            self.status = message.get("status", 0)
+        try:
+            if message["type"] == "http.response.start":
+                self.status = int(message.get("status", 0))
+        except (AttributeError, LookupError, TypeError, ValueError):
+            pass  # no message at all: the server says so, not we
         return self._send(message)
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from stroboscope._core import LABELS, LabelCell
+from stroboscope.errors import LabelError
 from stroboscope.labels import TABLE, LabelSet
 from stroboscope.labels.outcome import latency_bucket, status_class
 from stroboscope.labels.tenants import TenantBuckets
@@ -29,7 +30,8 @@ class Labeller:
     """Turns an ended or running request into a label set. Never raises.
 
     `template` gets the carrier (scope, environ, request) and returns its route
-    template or None. `failures` counts what went wrong in here.
+    template or None. `failures` counts what went wrong in here; the first of each kind
+    is logged. The table's bounds are those of the latest `Labeller` made.
     """
 
     def __init__(
@@ -39,37 +41,53 @@ class Labeller:
         self._tenant = settings.tenant
         self._buckets = TenantBuckets(settings)
         self._bounds = settings.latency_buckets
-        self._constant = TABLE.intern(dict(settings.labels))
+        self._constant = TABLE.intern(dict(settings.labels)).items
         prefix = settings.label_prefix
+        TABLE.configure(settings.label_sets, prefix)
         names = ("endpoint", "method", "tenant", "status", "latency")
         self._keys: Mapping[str, str] = {name: prefix + name for name in names}
+        self._logged: set[str] = set()
         self.failures = 0
 
     def labels(self, request: Observed) -> LabelSet | None:
-        """What is known of the request now."""
+        """What is known of the request now; ours win over constant labels."""
         try:
-            found = {
-                self._keys["endpoint"]: self._template(request.carrier) or UNMATCHED,
-                self._keys["method"]: (
-                    request.method if request.method in METHODS else "OTHER"
-                ),
-            }
+            found = dict(self._constant)
+            self._add_endpoint(found, request)
+            method = request.method
+            if not isinstance(method, str) or method not in METHODS:
+                method = "OTHER"
+            found[self._keys["method"]] = method
             self._add_tenant(found, request)
             if request.ended_ns:
                 seconds = (request.ended_ns - request.began_ns) / 1e9
                 found[self._keys["latency"]] = latency_bucket(seconds, self._bounds)
                 if request.status:
                     found[self._keys["status"]] = status_class(request.status)
-            return TABLE.intern_leniently({**dict(self._constant), **found})
+            return TABLE.intern_leniently(found)
         except Exception as error:  # a label may be missing, nothing may break
             self.failed(error)
             return None
 
-    def failed(self, error: BaseException) -> None:
-        """Count a failure of ours; log the first."""
+    def failed(self, error: BaseException, what: str = "labelling a request") -> None:
+        """Count a failure of ours or of the user's functions; log the first of each."""
         self.failures += 1
-        if self.failures == 1:
-            _log.error("stroboscope: a request went unlabelled", exc_info=error)
+        TABLE.count_failure()
+        if what not in self._logged:
+            self._logged.add(what)
+            _log.error(
+                "stroboscope: %s failed; a label is missing", what, exc_info=error
+            )
+
+    def _add_endpoint(self, found: dict[str, str], request: Observed) -> None:
+        try:
+            template = self._template(request.carrier)
+            if template is not None and not isinstance(template, str):
+                raise LabelError(f"it returned {type(template).__name__}, not str")
+            found[self._keys["endpoint"]] = template or UNMATCHED
+        except Exception as error:  # the user's function, or a framework we misread
+            found.pop(self._keys["endpoint"], None)
+            self.failed(error, "the template function")
 
     def _add_tenant(self, found: dict[str, str], request: Observed) -> None:
         if self._tenant is None:
@@ -77,9 +95,12 @@ class Labeller:
         if not request.tenant_known:
             request.tenant_known = True
             try:
-                request.tenant = self._buckets.bucket(self._tenant(request.carrier))
+                tenant = self._tenant(request.carrier)
+                request.tenant = self._buckets.bucket(tenant)
+                if tenant is not None and not isinstance(tenant, str):
+                    raise LabelError(f"it returned {type(tenant).__name__}, not str")
             except Exception as error:  # the user's function, on the user's data
-                self.failed(error)
+                self.failed(error, "the tenant function")
         if request.tenant is not None:
             found[self._keys["tenant"]] = request.tenant
 
@@ -93,6 +114,7 @@ class Observed:
         "carrier",
         "cell",
         "ended_ns",
+        "inside",
         "labeller",
         "method",
         "status",
@@ -100,7 +122,7 @@ class Observed:
         "tenant_known",
     )
 
-    def __init__(self, labeller: Labeller, carrier: Any, method: str) -> None:
+    def __init__(self, labeller: Labeller, carrier: Any, method: object) -> None:
         self.labeller = labeller
         self.carrier = carrier
         self.method = method
@@ -108,8 +130,10 @@ class Observed:
         self.ended_ns = 0
         self.tenant: str | None = None
         self.tenant_known = False
-        self.cell = LabelCell()
+        self.cell: LabelCell | None = LabelCell()
         self.cell.source = self.labels
+        #: What holds inside: the cell, or a block a streamed body is suspended in.
+        self.inside: LabelCell | None = self.cell
         self.began_ns = time.monotonic_ns()
         self.before: LabelCell | None = None
 
@@ -120,19 +144,25 @@ class Observed:
     def enter(self) -> None:
         """Label what runs in this context from here on."""
         self.before = LABELS.get()
-        LABELS.set(self.cell)
+        LABELS.set(self.inside)
 
     def leave(self) -> None:
         """Stop labelling this context; what it started stays labelled."""
+        self.inside = LABELS.get()
         LABELS.set(self.before)
+        self.before = None
 
     def end(self) -> None:
         """The response is over: a sampled request hands over its final labels.
 
-        The source stays: background work may be sampled later under this cell.
+        The source stays: background work may be sampled later under this cell. The
+        cell goes from here, or the two would wait for the garbage collector. Once.
         """
-        self.ended_ns = time.monotonic_ns()
         cell = self.cell
+        if cell is None:
+            return
+        self.ended_ns = time.monotonic_ns()
         if cell.sampled:
             cell.labels = self.labeller.labels(self)
             cell.publish()
+        self.cell = self.inside = None

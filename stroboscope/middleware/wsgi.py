@@ -28,8 +28,10 @@ class WSGIRequest(Observed):
 
     def observe(self, status: str, headers: Any, *rest: Any) -> Any:
         """Note the status and pass on."""
-        code = status[:3]
-        self.status = int(code) if code.isdigit() else 0
+        try:
+            self.status = int(status[:3])
+        except (TypeError, ValueError):
+            self.status = 0  # no status line: the server says so, not we
         keep_rule(self.carrier)
         return self._start_response(status, headers, *rest)
 
@@ -114,5 +116,8 @@ class StroboscopeWSGI:
             request.end()
             raise
         request.leave()
+        if not hasattr(body, "__iter__"):  # the server says what it thinks of it
+            request.end()
+            return body
         kind = SizedBody if hasattr(body, "__len__") else LabelledBody
         return kind(body, request)
