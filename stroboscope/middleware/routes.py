@@ -7,6 +7,8 @@ later), werkzeug's Rule.
 
 from __future__ import annotations
 
+import functools
+import re
 from typing import Any
 
 from stroboscope._types import Environ, Scope
@@ -71,10 +73,74 @@ def werkzeug_template(environ: Environ) -> str | None:
 
 
 def django_template(request: Any) -> str | None:
-    """`/shop/items/<int:id>` for a resolved Django request; regex anchors go."""
+    """`/shop/items/<int:id>` for a resolved Django request, regular expressions tamed.
+
+    Groups become `<name>` or, without one, `<var>`. A route that is translated has one
+    template per language; the prefix of `i18n_patterns` is in none.
+    """
     match = getattr(request, "resolver_match", None)
     route = getattr(match, "route", None)
-    if route is None:
-        return None
-    text: str = route
-    return "/" + text.replace("^", "").removesuffix("$").removesuffix(r"\Z")
+    return None if route is None else "/" + tamed(str(route))
+
+
+_NAMED = re.compile(r"\(\?P<(\w+)>")
+_QUANTIFIER = re.compile(r"(?:[?*+]|\{[0-9,]+\})[?+]?")
+_CLASS = re.compile(r"\[\^?\]?(?:\\.|[^\]\\])*\]", re.DOTALL)
+
+
+@functools.lru_cache(maxsize=1024)
+def tamed(route: str) -> str:
+    """A route of `path`, `re_path` or a mixture of both by `include`, for reading.
+
+    `^articles/(?P<year>[0-9]{4})/$` gives `articles/<year>/`; what makes no group and
+    is no anchor stays as it is written.
+    """
+    out: list[str] = []
+    at = 0
+    while at < len(route):
+        char = route[at]
+        if char == "(":
+            end = _group_end(route, at)
+            text = _group(route[at:end])
+            quantifier = _QUANTIFIER.match(route, end)
+            if quantifier is not None:
+                end = quantifier.end()
+                text = f"({text})?" if text and not text.startswith("<") else text
+            out.append(text)
+            at = end
+        elif char == "\\" and at + 1 < len(route):
+            escaped = route[at + 1]
+            if escaped not in "AZbB":  # anchors; other letters are classes and stay
+                out.append("\\" + escaped if escaped.isalnum() else escaped)
+            at += 2
+        else:
+            piece = _CLASS.match(route, at)
+            text = char if piece is None else piece.group()
+            out.append("" if text in "^$" else text)
+            at += len(text)
+    return "".join(out)
+
+
+def _group(group: str) -> str:
+    named = _NAMED.match(group)
+    if named is not None:
+        return f"<{named.group(1)}>"
+    if group.startswith("(?:"):
+        inner = tamed(group[3:-1])
+        return f"({inner})" if "|" in inner else inner
+    return "" if group.startswith("(?") else "<var>"
+
+
+def _group_end(route: str, at: int) -> int:
+    """Where the group that opens at `at` is over; the end when it never is."""
+    depth = 0
+    while at < len(route):
+        piece = _CLASS.match(route, at)
+        if piece is not None:
+            at = piece.end()
+            continue
+        depth += (route[at] == "(") - (route[at] == ")")
+        at += 2 if route[at] == "\\" else 1
+        if depth == 0:
+            break
+    return min(at, len(route))
