@@ -37,3 +37,15 @@ hammer: .venvs/main/.stamp
 .PHONY: test-next
 test-next:
 	@bash scripts/next.sh
+
+# Every measurement, with the peers beside us: about fifteen minutes.
+.PHONY: bench
+BENCH_SECONDS ?= 30
+bench:
+	@$(PYTHON) -m venv .venvs/bench
+	@.venvs/bench/bin/python -m pip install -q --disable-pip-version-check -U pip setuptools
+	@.venvs/bench/bin/python -m pip install -q --disable-pip-version-check ddtrace pyroscope-io zstandard \
+	  uvicorn fastapi flask gunicorn gevent django anyio asgiref opentelemetry-instrumentation-fastapi
+	@.venvs/bench/bin/python -m pip install -q --disable-pip-version-check --force-reinstall --no-deps .
+	@.venvs/bench/bin/python -m pip install -q --disable-pip-version-check .
+	@.venvs/bench/bin/python -m bench $(BENCH_SECONDS)

@@ -167,6 +167,7 @@ class NativeDriver:
 _LOSSES = {
     "lost_full": "samples lost, ring full",
     "lost_fault": "samples lost, unreadable stack",
+    "lost_torn": "samples lost, stack read in the middle of a call",
     "lost_unguarded": "samples lost, fault guard taken",
     "threads_refused": "threads without a timer",
 }

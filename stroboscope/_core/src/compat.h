@@ -60,6 +60,39 @@ sb_frame_previous(sb_frame *frame)
     return frame->previous;
 }
 
+/* Whether the frames of the innermost evaluation hang together; call it before walking.
+ *
+ * 3.11 and 3.12 publish an evaluation's record (tstate->cframe, on the C stack) some
+ * instructions before its first field is set: a signal between them finds whatever the
+ * stack held there, even a pointer to itself. From 3.13 the state
+ * itself points to the frame. `hops` bounds the search.
+ */
+static inline int
+sb_frames_hang_together(PyThreadState *tstate, int hops)
+{
+#if PY_VERSION_HEX >= 0x030d0000
+    (void)tstate;
+    (void)hops;
+    return 1;
+#else
+    const _PyCFrame *record = tstate->cframe;
+    if (record == NULL || record->previous == NULL || record->current_frame == NULL) {
+        return 1; /* no Python runs; walking finds nothing */
+    }
+    for (sb_frame *frame = record->current_frame; frame != NULL && hops-- > 0;
+         frame = frame->previous) {
+#if PY_VERSION_HEX >= 0x030c0000
+        if (frame->owner == FRAME_OWNED_BY_CSTACK) {
+#else
+        if (frame->is_entry) {
+#endif
+            return frame->previous == record->previous->current_frame;
+        }
+    }
+    return 0;
+#endif
+}
+
 /* False for a code object whose last reference is gone. On 3.11 a frame stays current
  * while its code is freed; a freed block then holds an allocator link or zero where the
  * count was, and no link fits into 32 bits. From 3.12 a frame is unlinked first.

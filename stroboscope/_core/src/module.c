@@ -102,9 +102,9 @@ info(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
 {
     sb_counters now = sb_sampler_counters();
 #define N(field) #field, (unsigned long long)now.field
-    return Py_BuildValue("{s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:i,s:i,s:i}",
+    return Py_BuildValue("{s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:i,s:i,s:i}",
                          N(samples), N(overruns), N(lost_full), N(lost_fault),
-                         N(lost_unguarded), N(stray), N(foreign), N(handler_ns),
+                         N(lost_torn), N(lost_unguarded), N(stray), N(foreign), N(handler_ns),
                          N(threads), N(threads_refused), "drainer_ns",
                          (unsigned long long)sb_drainer_cpu_ns(), "active", sb_sampler_active(),
                          "sigprof", sb_sigprof_owner(), "robbed",

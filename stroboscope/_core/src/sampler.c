@@ -49,7 +49,7 @@ static atomic_long pending;
 static _Atomic uint64_t period;
 
 static struct {
-    _Atomic uint64_t samples, overruns, lost_full, lost_fault, lost_unguarded, stray,
+    _Atomic uint64_t samples, overruns, lost_full, lost_fault, lost_torn, lost_unguarded, stray,
         foreign, handler_ns;
     uint64_t threads_refused;
 } counters;
@@ -76,13 +76,25 @@ sb_now_ns(void)
  * nothing foreign runs while the guard is armed.
  */
 
-/* Walk from the leaf; returns the number of frames, writes `*truncated`. May fault. */
-static uint32_t
+/* Frames looked at in one walk: each of Python's may have one of the interpreter's. A
+ * chain read in the middle of a change may lead in a circle. */
+enum { HOPS_MAX = 2 * SB_DEPTH_MAX + 64 };
+
+/* Walk from the leaf; returns the number of frames, writes `*truncated`, or -1 for a
+ * chain that cannot be one. May fault. */
+static int32_t
 walk(PyThreadState *tstate, record *self, uint64_t at, uint32_t room, int *truncated)
 {
+    if (!sb_frames_hang_together(tstate, HOPS_MAX)) {
+        return -1;
+    }
     uint32_t depth = 0;
+    int hops = 0;
     sb_frame *frame = sb_current_frame(tstate);
     for (; frame != NULL; frame = sb_frame_previous(frame)) {
+        if (++hops > HOPS_MAX) {
+            return -1;
+        }
         PyObject *object = sb_frame_executable(frame);
         if (object == NULL || Py_TYPE(object) != &PyCode_Type ||
             !sb_code_is_live(object)) {
@@ -99,7 +111,7 @@ walk(PyThreadState *tstate, record *self, uint64_t at, uint32_t room, int *trunc
             (uint64_t)(int64_t)sb_code_offset(code, sb_frame_instruction(frame));
         depth++;
     }
-    return depth;
+    return (int32_t)depth;
 }
 
 static void
@@ -124,15 +136,19 @@ take(record *self, PyThreadState *tstate, uint64_t time_ns, uint32_t weight)
     sb_cell *cell = sb_cell_of_context(tstate->context);
     uint64_t serial = cell ? cell->serial : 0;
     int truncated = 0;
-    uint32_t depth = walk(tstate, self, head, (uint32_t)room, &truncated);
-    if (cell != NULL) {
+    int32_t found = walk(tstate, self, head, (uint32_t)room, &truncated);
+    if (cell != NULL && found > 0) {
         atomic_store_explicit(&cell->sampled, 1, memory_order_relaxed);
     }
     sb_guard_arm(NULL);
 
-    if (depth == 0) {
+    if (found <= 0) {
+        if (found < 0) {
+            COUNT(lost_torn);
+        }
         return; /* no Python on this thread now, which is not a loss */
     }
+    uint32_t depth = (uint32_t)found;
     self->ring[head & RING_MASK] =
         (uint64_t)weight << 32 | (uint64_t)(truncated != 0) << 16 | depth;
     self->ring[(head + 1) & RING_MASK] = time_ns;
@@ -586,6 +602,7 @@ sb_sampler_counters(void)
         .overruns = counters.overruns,
         .lost_full = counters.lost_full,
         .lost_fault = counters.lost_fault,
+        .lost_torn = counters.lost_torn,
         .lost_unguarded = counters.lost_unguarded,
         .stray = counters.stray,
         .foreign = counters.foreign,
@@ -600,12 +617,38 @@ sb_sampler_counters(void)
 
 /* ---- checks and the crash hunt ---------------------------------------------------- */
 
+/* A walk along a chain that leads back to itself ends, and says so. */
+static int
+ends_in_a_circle(void)
+{
+    static uint64_t ring[RING_WORDS];
+    record self = {.ring = ring};
+    PyThreadState *fake = PyMem_RawCalloc(1, sizeof *fake);
+    sb_frame *frame = PyMem_RawCalloc(1, sizeof *frame);
+    int truncated = 0, ends = 0;
+    if (fake != NULL && frame != NULL) {
+        frame->previous = frame;
+#if PY_VERSION_HEX >= 0x030d0000
+        fake->current_frame = frame;
+#else
+        _PyCFrame outer = {0}, inner = {0};
+        inner.previous = &outer;
+        inner.current_frame = frame;
+        fake->cframe = &inner;
+#endif
+        ends = walk(fake, &self, 0, SB_DEPTH_MAX, &truncated) < 0;
+    }
+    PyMem_RawFree(frame);
+    PyMem_RawFree(fake);
+    return ends;
+}
+
 int
 sb_sampler_check(void)
 {
     int equal = sb_cells_check();
-    if (equal <= 0) {
-        return equal;
+    if (equal <= 0 || !ends_in_a_circle()) {
+        return equal < 0 ? -1 : 0;
     }
     sb_frame *frame = sb_current_frame(PyThreadState_Get());
     PyFrameObject *expected = (PyFrameObject *)Py_XNewRef(PyEval_GetFrame());

@@ -31,7 +31,7 @@ typedef struct {
 
 typedef struct {
     uint64_t samples, overruns; /* taken; periods merged into a later sample */
-    uint64_t lost_full, lost_fault, lost_unguarded; /* by reason */
+    uint64_t lost_full, lost_fault, lost_torn, lost_unguarded; /* by reason */
     uint64_t stray, foreign; /* signals for a gone thread; from somebody else */
     uint64_t handler_ns;     /* spent in the handler, all samples */
     uint64_t threads, threads_refused;

@@ -1,0 +1,117 @@
+"""`python -m bench`: run everything, print the table, keep the raw data."""
+
+import json
+import os
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from bench import work
+
+RESULTS = Path(__file__).parent / "results"
+PEERS = ("ddtrace", "pyroscope")
+PACKAGES = (
+    *("ddtrace", "pyroscope-io", "uvicorn", "fastapi", "gunicorn", "flask", "gevent"),
+    *("django", "anyio", "asgiref", "opentelemetry-instrumentation-fastapi"),
+)
+
+
+def run(module, *arguments):
+    """A measurement in a process of its own; None where it could not run."""
+    print("...", module, *arguments, file=sys.stderr, flush=True)
+    done = subprocess.run(
+        [sys.executable, "-m", f"bench.{module}", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONWARNINGS": "ignore"},
+    )
+    try:
+        return json.loads(done.stdout.strip().splitlines()[-1])
+    except (IndexError, ValueError):
+        return {"failed": done.stderr.strip().splitlines()[-1:]}
+
+
+def versions():
+    found = {"python": sys.version.split()[0]}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def measure(seconds):
+    accuracy = {}
+    for way in work.WAYS:
+        for sampler in ("ours", *PEERS):
+            took = seconds if way == "loop" else seconds / 3
+            accuracy[f"{way}/{sampler}"] = run("accuracy", way, sampler, took)
+    requests = {
+        f"{server}/{peer or 'ours'}": run("requests", server, peer)
+        for server in ("uvicorn", "gthread")
+        for peer in ("", *PEERS)
+    }
+    return {
+        "versions": versions(),
+        "accuracy": accuracy,
+        "requests": requests,
+        "at rest": run("at_rest"),
+        "handler": run("handler"),
+        "pause": run("pause"),
+    }
+
+
+def table(raw):
+    def accuracy(way, sampler):
+        one = raw["accuracy"][f"{way}/{sampler}"]
+        if one.get("profiled") is None:
+            return "no labels" if "failed" not in one else "did not run"
+        off = one["profiled"] - one["true"]
+        return f"off {off:+.1f}, wrong {one['wrong']:.1f} %, none {one['missing']:.1f} %"
+
+    def ratio(server, peer):
+        return str(raw["requests"][f"{server}/{peer}"].get("ratio", "did not run"))
+
+    rest, handler, pause = raw["at rest"], raw["handler"], raw["pause"]
+    names = ("ours", *PEERS)
+    rows = [
+        (f"labels, {way}", "2 points, 0 wrong", *(accuracy(way, n) for n in names))
+        for way in work.WAYS
+    ]
+    rows += [
+        (f"CPU a request, {server}", "<= 1.01", *(ratio(server, n) for n in names))
+        for server in ("uvicorn", "gthread")
+    ]
+    rows += [
+        ("middleware at rest, ASGI", "<= 5 us", f"{rest['asgi']} us"),
+        ("middleware at rest, WSGI", "<= 5 us", f"{rest['wsgi']} us"),
+        ("middleware at rest, Django", "<= 8 us", f"{rest['django']} us"),
+        ("install() at rest, FastAPI", "", f"{rest['fastapi']} us"),
+        ("an empty BaseHTTPMiddleware", "", f"{rest['empty BaseHTTPMiddleware']} us"),
+        ("OpenTelemetry's for FastAPI", "", f"{rest['OpenTelemetry FastAPI']} us"),
+        ("handler, 40 frames", "<= 20 us", f"{handler['median us']} us"),
+        (
+            "loop's longest pause, encoding 50 000",
+            "<= 5 ms",
+            f"{pause['encoding, median ms']} ms; at rest {pause['at rest, median ms']}",
+        ),
+    ]
+    lines = ["| measure | target | stroboscope | ddtrace | pyroscope-io |", "|---" * 5 + "|"]
+    lines += [f"| {' | '.join((*row, *[''] * (5 - len(row))))} |" for row in rows]
+    return "\n".join(lines)
+
+
+def main():
+    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 30
+    raw = measure(seconds)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "latest.json").write_text(json.dumps(raw, indent=1) + "\n")
+    shown = table(raw)
+    (RESULTS / "latest.md").write_text(shown + "\n")
+    print(shown)
+
+
+if __name__ == "__main__":
+    main()
