@@ -9,9 +9,24 @@ from typing import Any
 
 from starlette.applications import Starlette
 
-from stroboscope._types import ASGIApp
+from stroboscope._types import ASGIApp, Receive, Scope, Send
 from stroboscope.integrations.asgi import Stroboscope
+from stroboscope.middleware.asgi import note_scope
 from stroboscope.settings import Settings
+
+
+class _Noting:
+    """The innermost layer: shows the labels the scope the router gets.
+
+    A layer between may have handed on a copy, and then the route stands only there.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        note_scope(scope)
+        await self._app(scope, receive, send)
 
 
 def install(app: Starlette, settings: Settings | None = None, **options: Any) -> None:
@@ -27,7 +42,12 @@ def install(app: Starlette, settings: Settings | None = None, **options: Any) ->
     outer = Stroboscope(app.router, settings, **options)
 
     def build_with_ours() -> ASGIApp:
-        outer.labelled.app = build()
+        router = app.router
+        app.router = _Noting(router)  # type: ignore[assignment]
+        try:
+            outer.labelled.app = build()
+        finally:
+            app.router = router
         return outer
 
     app.build_middleware_stack = build_with_ours  # type: ignore[method-assign]

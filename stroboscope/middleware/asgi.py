@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from stroboscope._core import LABELS
 from stroboscope._types import ASGIApp, Message, Receive, Scope, Send
 from stroboscope.middleware.observed import Labeller, Observed
 from stroboscope.middleware.routes import starlette_template
@@ -27,6 +28,17 @@ class ASGIRequest(Observed):
         except (AttributeError, LookupError, TypeError, ValueError):
             pass  # no message at all: the server says so, not we
         return self._send(message)
+
+
+def note_scope(scope: Scope) -> None:
+    """Let the labels of the request that runs here be read from this scope."""
+    cell = LABELS.get()
+    while cell is not None:
+        request = getattr(cell.source, "__self__", None)
+        if isinstance(request, ASGIRequest):
+            request.carrier = scope
+            return
+        cell = cell.parent
 
 
 class StroboscopeASGI:

@@ -8,14 +8,19 @@ import httpx
 import pytest
 from fastapi import APIRouter, FastAPI, WebSocket
 from fastapi.testclient import TestClient
-from flask import Blueprint, Flask
+from flask import Blueprint, Flask, request
 from flask.views import MethodView
+from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from starlette.applications import Starlette
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Mount, Route, Router
+from starlette.staticfiles import StaticFiles
 from werkzeug.middleware.lint import LintMiddleware
 from werkzeug.test import Client
 
@@ -280,3 +285,123 @@ def test_wsgi_is_lint_clean_and_labels_every_step() -> None:
     answer.close()
     assert seen == ["/stream"] * 3
     assert LABELS.get() is None
+
+
+class Copying:
+    """A layer that hands on a copy of the scope, as some do."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await self.app(dict(scope), receive, send)
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["after", "before"])
+def test_a_copied_scope_does_not_hide_the_route(
+    before: bool, ended: list[dict[str, str]]
+) -> None:
+    """The template stands in the copy, which our innermost layer sees."""
+    app = fastapi_app()
+    if before:
+        app.add_middleware(Copying)
+    install(app, Settings())
+    if not before:
+        app.add_middleware(Copying)
+    with TestClient(app) as client:
+        client.get("/outer/7/inner/deep/x")
+
+    assert ended[-1]["endpoint"] == "/outer/{org}/inner/deep/{name}"
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["outside", "inside"])
+def test_opentelemetry_beside_us_changes_nothing(
+    inside: bool, ended: list[dict[str, str]]
+) -> None:
+    """OpenTelemetry's own ASGI layer, around ours or within it; its spans are whole."""
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    app = fastapi_app()
+    served: Any = app
+    if inside:
+        app.add_middleware(OpenTelemetryMiddleware, tracer_provider=provider)
+    install(app, Settings())
+    if not inside:
+        served = OpenTelemetryMiddleware(app, tracer_provider=provider)
+    with TestClient(served) as client:
+        assert client.get("/items/secret").status_code == 200
+
+    assert ended[-1]["endpoint"] == "/items/{item}"
+    kinds = {span.kind.name for span in exporter.get_finished_spans()}
+    assert "SERVER" in kinds
+
+
+@pytest.mark.parametrize(
+    ("path", "template", "status"),
+    [
+        ("/items/x", "/items/{item}", "4xx"),  # 405: the path matched
+        ("/files/x", "/files/{path}", "4xx"),  # a mounted application of its own
+        ("/ab/in/7", "/ab/in/{n}", "2xx"),  # mounts in mounts
+        ("/slash", "(unmatched)", "3xx"),  # a redirect to /slash/
+    ],
+)
+def test_starlette_corners(
+    path: str, template: str, status: str, ended: list[dict[str, str]], tmp_path: Any
+) -> None:
+    """405, static files, nested mounts and slash redirects."""
+
+    async def plain(request: Any) -> PlainTextResponse:
+        return PlainTextResponse("x")
+
+    app = Starlette(
+        routes=[
+            Route("/items/{item}", plain, methods=["POST"]),
+            Route("/slash/", plain),
+            Mount("/files", StaticFiles(directory=tmp_path)),
+            Mount(
+                "/ab", Starlette(routes=[Mount("/in", Router([Route("/{n}", plain)]))])
+            ),
+        ]
+    )
+    install(app, Settings())
+    with TestClient(app, follow_redirects=False) as client:
+        client.get(path)
+
+    assert (ended[-1]["endpoint"], ended[-1]["status"]) == (template, status)
+
+
+def test_flask_corners(ended: list[dict[str, str]]) -> None:
+    """405 has no rule; early answers, error handlers and streams keep theirs."""
+    app = flask_app()
+
+    @app.before_request
+    def early() -> Any:
+        return ("early", 418) if request.args.get("early") else None
+
+    @app.get("/fails/<n>")
+    def fails(n: str) -> None:
+        raise KeyError(n)
+
+    @app.errorhandler(KeyError)
+    def handled(error: KeyError) -> Any:
+        return "handled", 503
+
+    @app.get("/stream/<n>")
+    def stream(n: str) -> Any:
+        return app.response_class(iter("abc"))
+
+    Stroboscope(app, Settings())
+    client = app.test_client()
+    client.post("/items/7").close()
+    client.get("/items/7?early=1").close()
+    client.get("/fails/7").close()
+    with client.get("/stream/7") as streamed:
+        assert streamed.data == b"abc"
+
+    assert [(one["endpoint"], one["status"]) for one in ended] == [
+        ("(unmatched)", "4xx"),
+        ("/items/<item>", "4xx"),
+        ("/fails/<n>", "5xx"),
+        ("/stream/<n>", "2xx"),
+    ]
