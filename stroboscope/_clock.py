@@ -4,6 +4,7 @@ The engine's own time is integer nanoseconds of CLOCK_MONOTONIC; this clock serv
 tokens, limits and latency labels.
 """
 
+import re
 import time
 from typing import Protocol
 
@@ -31,3 +32,15 @@ class SystemClock:
 
 
 SYSTEM = SystemClock()
+
+_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def duration_s(text: object) -> float:
+    """Seconds of `90s`, `15m`, `12h` or `7d`. Raises: ValueError."""
+    found = (
+        re.fullmatch(r"([0-9]{1,9})([smhd])", text) if isinstance(text, str) else None
+    )
+    if found is None:
+        raise ValueError(f"{text!r:.40} is no time such as 90s, 15m or 12h")
+    return float(int(found[1]) * _UNITS_S[found[2]])

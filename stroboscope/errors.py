@@ -4,6 +4,8 @@ StroboscopeError
 ├── SettingsError            a wrong setting; raised at start-up
 │   └── WeakKeyError         a signing key that could be guessed
 ├── LabelError               a label key or value out of bounds
+├── KnobError                a change of a setting at run time that is refused
+│   └── KnobConflict         somebody else changed it meanwhile
 ├── EngineError
 │   ├── EngineUnavailable    no sampler can run here, and why
 │   └── WindowsExhausted     every shared sampling window is taken
@@ -11,7 +13,10 @@ StroboscopeError
 │   └── ProfileFormatError   bytes that are not a profile
 └── AccessError
     ├── Unauthenticated      no valid token
-    └── Forbidden            a valid token without the scope
+    ├── Forbidden            a valid token without the scope
+    ├── BadHost              a Host header that is not ours
+    ├── CrossSite            a browser on another site's behalf
+    └── Throttled            too many failures
 """
 
 
@@ -29,6 +34,14 @@ class WeakKeyError(SettingsError):
 
 class LabelError(StroboscopeError, ValueError):
     """A label key or value is out of bounds where it was defined."""
+
+
+class KnobError(StroboscopeError, ValueError):
+    """A change at run time is out of bounds; the message says what is allowed."""
+
+
+class KnobConflict(KnobError):
+    """The version named is not the current one."""
 
 
 class EngineError(StroboscopeError):
@@ -75,3 +88,19 @@ class Unauthenticated(AccessError):
 
 class Forbidden(AccessError):
     """The token is valid and lacks the scope."""
+
+
+class BadHost(AccessError):
+    """The Host header is missing, doubled, malformed or not ours."""
+
+
+class CrossSite(AccessError):
+    """A browser sends it on behalf of another site."""
+
+
+class Throttled(AccessError):
+    """Too many failures from this peer, or in all; `retry_after_s` is at least 1."""
+
+    def __init__(self, cause: str, retry_after_s: int) -> None:
+        super().__init__(cause)
+        self.retry_after_s = retry_after_s

@@ -19,6 +19,8 @@ from stroboscope.errors import SettingsError
 CPU_HZ_MAX = 1000
 #: Silent responses longer than this die in the 60 s idle timeout of most proxies.
 PROFILE_SECONDS_CAP = 60.0
+TRACE_SECONDS_CAP = 10.0
+SCOPES = frozenset({"metrics", "profile", "trace", "admin"})
 LABEL_SETS_CAP = 512
 WINDOWS_CAP = 4
 
@@ -39,12 +41,49 @@ class Settings:
     keys: tuple[str, ...] = field(default=(), repr=False)
     #: Audience of tokens; a token of another service is refused.
     service: str = "default"
+    #: Environment of tokens, such as `prod`; a token of another one is refused.
+    env: str = ""
+    #: Ids of tokens and share links that no longer count.
+    revoked: tuple[str, ...] = ()
+    #: Tokens issued before this moment no longer count; seconds since 1970.
+    not_before: float = 0.0
+    #: Host names the surface answers to, besides `localhost` and addresses.
+    hosts: tuple[str, ...] = ()
+    #: One static Basic user, for tools that cannot send tokens.
+    user: str = ""
+    #: Its hashed password, made by `stroboscope password`.
+    password_hash: str = field(default="", repr=False)
+    user_scopes: tuple[str, ...] = ("metrics", "profile")
+    #: Scopes by subject of a client certificate that the server has verified.
+    certificates: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    #: Asked last, with the ASGI scope, WSGI environ or Django request and the scopes
+    #: found: returns those to keep, or true or false. It can only narrow; may block.
+    authorize: Callable[[Any, frozenset[str]], Any] | None = field(
+        default=None, repr=False
+    )
+    #: Share of processes that carry the surface and label requests: by a stable hash
+    #: of host and process id.
+    enable_fraction: float = 1.0
+    #: The same as a condition on the environment, `POD_ROLE=canary`, or a function.
+    enable_when: str | Callable[[], bool] = ""
+    #: Show `argv[0]` at `/debug/pprof/cmdline`, which is 404 otherwise.
+    cmdline: bool = False
     #: Where the surface is mounted, no trailing slash.
     prefix: str = "/debug"
     #: Requested samples per second of CPU time and thread.
     cpu_hz: int = 100
     #: Longest profile, in seconds; longer requests are clamped and say so.
     profile_seconds_cap: float = PROFILE_SECONDS_CAP
+    #: Longest trace, in seconds.
+    trace_seconds_cap: float = TRACE_SECONDS_CAP
+    #: Share of one CPU that we may use for 5 s before the sampler slows down.
+    overhead_share: float = 0.02
+    #: Go's fractions; 0 is off. They count nothing before their collectors are built.
+    mutex_fraction: int = 0
+    block_rate_ns: int = 0
+    heap_rate_bytes: int = 0
+    trace_fraction: float = 0.0
+    flight_recorder: bool = False
     #: Captures that may share the sampler at once.
     windows: int = WINDOWS_CAP
     #: Distinct label sets alive at once in this process; beyond it `(overflow)`.
@@ -77,6 +116,33 @@ class Settings:
             "profile_seconds_cap",
             cap,
             "0..3600",
+        )
+        cap = self.trace_seconds_cap
+        _require(0 < cap <= 60, "trace_seconds_cap", cap, "above 0, at most 60")
+        share = self.overhead_share
+        _require(0 < share <= 1, "overhead_share", share, "above 0, at most 1")
+        fraction = self.enable_fraction
+        _require(0 <= fraction <= 1, "enable_fraction", fraction, "0 to 1")
+        _require(
+            not self.user or bool(self.password_hash),
+            "user",
+            self.user,
+            "only with password_hash",
+        )
+        granted = {*self.user_scopes, *itertools.chain(*self.certificates.values())}
+        _require(granted <= SCOPES, "scopes", sorted(granted), str(sorted(SCOPES)))
+        when = self.enable_when
+        _require(
+            callable(when) or not when or "=" in when,
+            "enable_when",
+            when,
+            "NAME=value or a function",
+        )
+        _require(
+            all(host == host.lower() and ":" not in host for host in self.hosts),
+            "hosts",
+            self.hosts,
+            "lower-case names without port",
         )
         _require(1 <= self.windows <= 16, "windows", self.windows, "1 to 16")
         _require(
@@ -166,7 +232,24 @@ def _flag(text: str) -> bool:
 VARIABLES: dict[str, Callable[[str], object]] = {
     "keys": _words,
     "service": str,
+    "env": str,
+    "revoked": _words,
+    "not_before": float,
+    "hosts": _words,
+    "user": str,
+    "password_hash": str,
+    "user_scopes": _words,
+    "enable_fraction": float,
+    "enable_when": str,
+    "cmdline": _flag,
     "prefix": str,
+    "trace_seconds_cap": float,
+    "overhead_share": float,
+    "mutex_fraction": int,
+    "block_rate_ns": int,
+    "heap_rate_bytes": int,
+    "trace_fraction": float,
+    "flight_recorder": _flag,
     "cpu_hz": int,
     "profile_seconds_cap": float,
     "windows": int,

@@ -11,7 +11,7 @@ import pytest
 
 from stroboscope import Settings
 from stroboscope.cli import main
-from stroboscope.endpoints.pages import ROUTES
+from stroboscope.endpoints.routes import ROUTES
 from stroboscope.settings import VARIABLES
 
 ROOT = Path(__file__).parents[1]

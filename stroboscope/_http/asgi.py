@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from starlette.responses import Response as StarletteResponse
 
-from stroboscope._http.messages import Request, Response
+from stroboscope._http.messages import (
+    BODY_CAP,
+    BODY_SECONDS_CAP,
+    BodyTooLarge,
+    Request,
+    Response,
+)
 from stroboscope._http.pool import Pool
 from stroboscope._types import Message, Receive, Scope, Send
 
 
 def read(scope: Scope, path: str) -> Request:
-    """The request as a value; its body is never read."""
+    """The request as a value, without its body."""
     client = scope.get("client")
+    tls = (scope.get("extensions") or {}).get("tls") or {}
     return Request(
         method=scope["method"],
         path=path,
@@ -25,7 +32,38 @@ def read(scope: Scope, path: str) -> Request:
             for key, value in scope.get("headers", ())
         ),
         peer=str(client[0]) if client else "",
+        certificate=_verified_subject(tls),
+        carrier=scope,
     )
+
+
+def _verified_subject(tls: Mapping[str, Any]) -> str:
+    """Source: the ASGI TLS extension; `client_cert_error` is None when verified."""
+    if tls.get("client_cert_error") is not None:
+        return ""
+    return str(tls.get("client_cert_name") or "")
+
+
+def hide_path(scope: Scope, kept: str) -> None:
+    """Leave only `kept` of the path, for access logs that are written at the end."""
+    at = scope["path"].find(kept) + len(kept)
+    scope["path"] = scope["path"][:at] + "..."
+    scope["raw_path"] = scope["path"].encode("latin-1", "replace")
+
+
+async def read_body(receive: Receive) -> bytes:
+    """The body. Raises: BodyTooLarge, TimeoutError for a client that is too slow."""
+    body: bytes = b""
+    async with asyncio.timeout(BODY_SECONDS_CAP):
+        while True:
+            message = await receive()
+            if message["type"] != "http.request":
+                raise TimeoutError  # gone, and nobody will read the answer
+            body += message.get("body", b"")
+            if len(body) > BODY_CAP:
+                raise BodyTooLarge
+            if not message.get("more_body"):
+                return body
 
 
 async def run(

@@ -6,23 +6,33 @@ import json
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 #: On every answer. `identity` keeps compressing middlewares off: a profile is gzip
 #: already, and secrets beside chosen text must not be compressed.
 HEADERS = (
     ("Cache-Control", "no-store, private"),
     ("Content-Encoding", "identity"),
-    ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'"),
     ("Referrer-Policy", "no-referrer"),
     ("Vary", "Authorization"),
     ("X-Content-Type-Options", "nosniff"),
     ("X-Frame-Options", "DENY"),
 )
+#: Pages carry one inline style, named by its hash; nothing else may load or run.
+POLICY = "default-src 'none'; frame-ancestors 'none'; base-uri 'none'"
+#: The largest request body that is read.
+BODY_CAP = 65_536
+#: How long a client may take to send it.
+BODY_SECONDS_CAP = 10.0
 TEXT = "text/plain; charset=utf-8"
 HTML = "text/html; charset=utf-8"
 JSON = "application/json"
 PROFILE = "application/octet-stream"
 PROBLEM = "application/problem+json"
+
+
+class BodyTooLarge(Exception):
+    """More than `BODY_CAP` bytes came; the rest is not read."""
 
 
 class Cancellation:
@@ -54,7 +64,11 @@ class Cancellation:
 class Request:
     """What an endpoint may know. `path` is decoded and begins with the mount.
 
-    Header names are lower case; duplicates stay apart.
+    Header names are lower case; duplicates stay apart. `peer` is the address of the
+    connection, never a forwarded one. `certificate` is the subject of a client
+    certificate the server has verified. `carrier` is the scope, environ or framework's
+    request it came in, for the user's own functions only. `body` is empty until the
+    caller was admitted.
     """
 
     method: str
@@ -63,10 +77,17 @@ class Request:
     headers: tuple[tuple[str, str], ...]
     peer: str
     cancellation: Cancellation = field(default_factory=Cancellation)
+    body: bytes = b""
+    certificate: str = ""
+    carrier: Any = None
+
+    def all(self, name: str) -> list[str]:
+        """Every value of a header."""
+        return [value for key, value in self.headers if key == name]
 
     def header(self, name: str) -> str | None:
         """The value of a header; None when absent or sent more than once."""
-        found = [value for key, value in self.headers if key == name]
+        found = self.all(name)
         return found[0] if len(found) == 1 else None
 
 
@@ -78,6 +99,7 @@ class Response:
     body: bytes
     content_type: str = TEXT
     headers: tuple[tuple[str, str], ...] = ()
+    policy: str = POLICY
 
     def all_headers(self) -> list[tuple[str, str]]:
         """Every header to send, with the length."""
@@ -85,6 +107,7 @@ class Response:
             ("Content-Type", self.content_type),
             ("Content-Length", str(len(self.body))),
             *HEADERS,
+            ("Content-Security-Policy", self.policy),
             *self.headers,
         ]
 

@@ -29,3 +29,17 @@ def profile_seconds(query: str, cap_s: float) -> tuple[float, bool]:
     if not math.isfinite(wanted) or wanted <= 0:
         wanted = DEFAULT_SECONDS
     return min(wanted, cap_s), wanted > cap_s
+
+
+def snapshot_seconds(query: str, cap_s: float) -> tuple[float | None, bool]:
+    """Seconds of a delta, None without one, and whether the cap cut them.
+
+    Raises: ValueError with Go's text for anything but a positive number.
+    """
+    text = first(query, "seconds")
+    if not text:
+        return None, False
+    wanted = float(text) if _NUMBER.fullmatch(text) else 0.0
+    if wanted <= 0:
+        raise ValueError('invalid value for "seconds" - must be a positive integer')
+    return min(wanted, cap_s), wanted > cap_s

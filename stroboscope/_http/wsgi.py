@@ -12,19 +12,26 @@ from collections.abc import Callable, Iterable
 
 from werkzeug.wrappers import Response as WerkzeugResponse
 
-from stroboscope._http.messages import Request, Response
+from stroboscope._http.messages import BODY_CAP, BodyTooLarge, Request, Response
 from stroboscope._http.pool import Pool
 from stroboscope._types import Environ, StartResponse
 
 _STEP_S = 0.02
+_SHORT = {"commonName": "CN", "organizationName": "O", "organizationalUnitName": "OU"}
 
 
 def read(environ: Environ, path: str) -> Request:
-    """The request as a value; its body is never read."""
+    """The request as a value, without its body."""
     headers = [
         (key[5:].replace("_", "-").lower(), value)
         for key, value in environ.items()
         if key.startswith("HTTP_") and isinstance(value, str)
+    ]
+    # CGI has these two without a prefix.
+    headers += [
+        (key.replace("_", "-").lower(), environ[key])
+        for key in ("CONTENT_TYPE", "CONTENT_LENGTH")
+        if environ.get(key)
     ]
     return Request(
         method=environ["REQUEST_METHOD"],
@@ -32,7 +39,49 @@ def read(environ: Environ, path: str) -> Request:
         query=environ.get("QUERY_STRING", ""),
         headers=tuple(headers),
         peer=environ.get("REMOTE_ADDR", ""),
+        certificate=_verified_subject(environ),
+        carrier=environ,
     )
+
+
+def _verified_subject(environ: Environ) -> str:
+    """What mod_ssl, uWSGI and gunicorn say of a certificate they have verified."""
+    if environ.get("SSL_CLIENT_VERIFY") == "SUCCESS":
+        return str(environ.get("SSL_CLIENT_S_DN", ""))
+    ask = getattr(environ.get("gunicorn.socket"), "getpeercert", None)
+    found = ask() if ask is not None else None
+    if not found:
+        return ""
+    names = (pair for rdn in found.get("subject", ()) for pair in rdn)
+    return ",".join(f"{_SHORT.get(key, key)}={value}" for key, value in names)
+
+
+def hide_path(environ: Environ, kept: str) -> None:
+    """Leave only `kept` of the path, for access logs that are written at the end."""
+    for name in ("PATH_INFO", "RAW_URI", "REQUEST_URI"):
+        text = environ.get(name)
+        if text and kept in text:
+            environ[name] = text[: text.find(kept) + len(kept)] + "..."
+
+
+def read_body(environ: Environ) -> bytes:
+    """The body. Raises: BodyTooLarge, TimeoutError for a client that is gone."""
+    text = environ.get("CONTENT_LENGTH") or ""
+    is_chunked = bool(environ.get("wsgi.input_terminated")) and not text
+    if not text.isdigit() and not is_chunked:
+        return b""
+    length = BODY_CAP + 1 if is_chunked else int(text)
+    if length > BODY_CAP and not is_chunked:
+        raise BodyTooLarge
+    try:
+        body: bytes = environ["wsgi.input"].read(length)
+    except OSError as error:
+        raise TimeoutError from error
+    if len(body) > BODY_CAP:
+        raise BodyTooLarge
+    if len(body) < length and not is_chunked:
+        raise TimeoutError
+    return body
 
 
 def run(

@@ -1,14 +1,15 @@
-"""Signed, scoped, expiring tokens; the only file that knows itsdangerous.
+"""Signed, scoped, expiring tokens and share links; the only file that knows itsdangerous.
 
 HMAC-SHA256 always: no algorithm is read from a token, and itsdangerous' SHA-1 default
 is never used. One salt per purpose, so that nothing signed elsewhere with the same key
-is a token.
+is a token, and a share link is none either.
 """
 
 from __future__ import annotations
 
 import hashlib
 import secrets
+import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -17,22 +18,34 @@ from itsdangerous import BadData, Signer, URLSafeSerializer
 
 from stroboscope._clock import SYSTEM, Clock
 from stroboscope.auth.keys import check_keys
+from stroboscope.auth.revocation import Revocations
 from stroboscope.errors import SettingsError, Unauthenticated
-from stroboscope.settings import Settings
+from stroboscope.settings import SCOPES, Settings
 
-SCOPES = frozenset({"metrics", "profile", "trace", "admin"})
 SALT = "stroboscope/token/v1"
+SHARE_SALT = "stroboscope/share/v1"
 #: A token's longest life; a scraper's sidecar renews it.
 TTL_CAP_S = 366 * 86400
+#: A share link's longest life: it stands in histories and proxy logs.
+SHARE_TTL_CAP_S = 15 * 60
 SKEW_S = 60
 TEXT_CAP = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What a valid token allows, and how the audit log names it."""
+    """What a caller may do, and how the audit log names it."""
 
     scopes: frozenset[str]
+    token_id: str
+    expires_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What a share link opens: a path below the mount with its query, GET only."""
+
+    target: str
     token_id: str
     expires_s: float
 
@@ -40,21 +53,25 @@ class Grant:
 class Tokens:
     """Mints and verifies. Raises WeakKeyError for keys that could be guessed."""
 
-    def __init__(self, settings: Settings, clock: Clock = SYSTEM) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        clock: Clock = SYSTEM,
+        revocations: Revocations | None = None,
+    ) -> None:
         if not settings.keys:
             raise SettingsError("no signing key; make one with `stroboscope key`")
         check_keys(settings.keys)
-        self._audience = settings.service
+        self._settings = settings
         self._clock = clock
-        self._serializer = URLSafeSerializer(
-            list(settings.keys),
-            salt=SALT,
-            signer=Signer,
-            signer_kwargs={"digest_method": hashlib.sha256, "key_derivation": "hmac"},
-        )
+        if revocations is None:
+            revocations = Revocations(settings.revoked, settings.not_before)
+        self._revocations = revocations
+        self._tokens = _serializer(settings.keys, SALT)
+        self._shares = _serializer(settings.keys, SHARE_SALT)
 
-    def mint(self, scopes: Iterable[str], ttl_s: float) -> str:
-        """A token of these scopes.
+    def mint(self, scopes: Iterable[str], ttl_s: float, host: str = "") -> str:
+        """A token of these scopes, good on one host only where `host` is given.
 
         Raises: SettingsError for an unknown scope or a life out of range.
         """
@@ -63,39 +80,88 @@ class Tokens:
             raise SettingsError(f"scopes {wanted}; allowed: {sorted(SCOPES)}")
         if not 0 < ttl_s <= TTL_CAP_S:
             raise SettingsError(f"ttl is {ttl_s} s; allowed: 1 s to 366 days")
+        payload = self._claims(ttl_s) | {"scope": wanted}
+        if host:
+            payload["host"] = host
+        return str(self._tokens.dumps(payload))
+
+    def verify(self, text: str) -> Grant:
+        """What the token grants. Raises: Unauthenticated, whose cause is for the log."""
+        payload = self._loads(self._tokens, text, TTL_CAP_S)
+        if payload.get("host") not in (None, socket.gethostname()):
+            raise Unauthenticated("another host")
+        scopes = payload.get("scope")
+        if not isinstance(scopes, list):
+            raise Unauthenticated("no scopes")
+        known = SCOPES.intersection(s for s in scopes if isinstance(s, str))
+        return Grant(known, payload["jti"], float(payload["exp"]))
+
+    def mint_share(self, target: str, ttl_s: float) -> tuple[str, Share]:
+        """The text of a share link and what it opens.
+
+        Raises: SettingsError for a life above 15 minutes.
+        """
+        if not 0 < ttl_s <= SHARE_TTL_CAP_S:
+            raise SettingsError(f"ttl is {ttl_s} s; allowed: 1 s to 15 minutes")
+        payload = self._claims(ttl_s) | {"target": target}
+        text = str(self._shares.dumps(payload))
+        return text, Share(target, payload["jti"], float(payload["exp"]))
+
+    def verify_share(self, text: str) -> Share:
+        """What the link opens. Raises: Unauthenticated."""
+        payload = self._loads(self._shares, text, SHARE_TTL_CAP_S)
+        target = payload.get("target")
+        if not isinstance(target, str):
+            raise Unauthenticated("no target")
+        return Share(target, payload["jti"], float(payload["exp"]))
+
+    def _claims(self, ttl_s: float) -> dict[str, Any]:
         now = self._clock.time_s()
-        payload = {
-            "aud": self._audience,
-            "scope": wanted,
+        claims: dict[str, Any] = {
+            "aud": self._settings.service,
             "iat": int(now),
             "exp": int(now + ttl_s),
             "jti": secrets.token_hex(8),
         }
-        return str(self._serializer.dumps(payload))
+        if self._settings.env:
+            claims["env"] = self._settings.env
+        return claims
 
-    def verify(self, text: str) -> Grant:
-        """What the token grants. Raises: Unauthenticated, whose cause is for the log."""
+    def _loads(
+        self, serializer: URLSafeSerializer, text: str, cap_s: float
+    ) -> dict[str, Any]:
+        """The payload of what was signed here, for us, for now."""
         if len(text) > TEXT_CAP:
             raise Unauthenticated("token too long")
         try:
-            payload = self._serializer.loads(text)
+            payload = serializer.loads(text)
         except BadData as error:
             raise Unauthenticated(type(error).__name__) from None
-        return self._grant(payload)
-
-    def _grant(self, payload: Any) -> Grant:
-        if not isinstance(payload, dict) or payload.get("aud") != self._audience:
+        if (
+            not isinstance(payload, dict)
+            or payload.get("aud") != self._settings.service
+        ):
             raise Unauthenticated("another audience")
+        if payload.get("env", "") != self._settings.env:
+            raise Unauthenticated("another environment")
         issued, expires = payload.get("iat"), payload.get("exp")
         if not isinstance(issued, int) or not isinstance(expires, int):
             raise Unauthenticated("no expiry")
         now = self._clock.time_s()
         if issued > now + SKEW_S:
             raise Unauthenticated("issued in the future")
-        if expires <= now or expires - issued > TTL_CAP_S:
+        if expires <= now or expires - issued > cap_s:
             raise Unauthenticated("expired")
-        scopes = payload.get("scope")
-        if not isinstance(scopes, list):
-            raise Unauthenticated("no scopes")
-        known = SCOPES.intersection(s for s in scopes if isinstance(s, str))
-        return Grant(known, str(payload.get("jti", "")), float(expires))
+        payload["jti"] = str(payload.get("jti", ""))
+        if self._revocations.covers(payload["jti"], issued):
+            raise Unauthenticated("revoked")
+        return payload
+
+
+def _serializer(keys: tuple[str, ...], salt: str) -> URLSafeSerializer:
+    return URLSafeSerializer(
+        list(keys),
+        salt=salt,
+        signer=Signer,
+        signer_kwargs={"digest_method": hashlib.sha256, "key_derivation": "hmac"},
+    )

@@ -1,4 +1,4 @@
-"""The `stroboscope` command: key, token, top, doctor.
+"""The `stroboscope` command: key, password, token, top, doctor.
 
 Exit codes: 0 done; 1 nothing found, or the doctor found a fault; 2 wrong use.
 """
@@ -6,22 +6,22 @@ Exit codes: 0 done; 1 nothing found, or the doctor found a fault; 2 wrong use.
 from __future__ import annotations
 
 import argparse
+import getpass
 import os
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from stroboscope._clock import duration_s
 from stroboscope._core import engine
 from stroboscope.auth.keys import check_keys, generate_key
+from stroboscope.auth.passwords import hash_password
 from stroboscope.auth.tokens import Tokens
 from stroboscope.cli import report
 from stroboscope.errors import ProfileError, StroboscopeError
 from stroboscope.formats.pprof_reader import decode
 from stroboscope.formats.profile import Profile, subtract
 from stroboscope.settings import Settings
-
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,10 +42,15 @@ def _parser() -> argparse.ArgumentParser:
     key = commands.add_parser("key", help="print a new signing key")
     key.set_defaults(run=_key)
 
+    password = commands.add_parser("password", help="hash a password from stdin")
+    password.set_defaults(run=_password)
+
     token = commands.add_parser("token", help="sign a token with STROBOSCOPE_KEYS")
     token.add_argument("--scope", default="profile", help="profile,metrics,trace,admin")
     token.add_argument("--ttl", default="15m", type=_duration, help="such as 90s, 15m")
     token.add_argument("--service", help="audience; default STROBOSCOPE_SERVICE")
+    token.add_argument("--env", help="environment; default STROBOSCOPE_ENV")
+    token.add_argument("--host", default="", help="good on this host only")
     token.set_defaults(run=_token)
 
     top = commands.add_parser("top", help="print what a profile says")
@@ -64,10 +69,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _duration(text: str) -> float:
-    found = re.fullmatch(r"([0-9]{1,9})([smhd])", text)
-    if found is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is no time such as 90s, 15m or 12h")
-    return int(found[1]) * _UNITS[found[2]]
+    try:
+        return duration_s(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _key(options: argparse.Namespace) -> int:
@@ -76,11 +81,24 @@ def _key(options: argparse.Namespace) -> int:
     return 0
 
 
+def _password(options: argparse.Namespace) -> int:
+    del options
+    text = (
+        getpass.getpass() if sys.stdin.isatty() else sys.stdin.readline().rstrip("\n")
+    )
+    if len(text) < 12:
+        print("stroboscope: a password needs 12 characters", file=sys.stderr)
+        return 2
+    print(hash_password(text))
+    return 0
+
+
 def _token(options: argparse.Namespace) -> int:
-    overrides = {"service": options.service} if options.service else {}
+    chosen = {"service": options.service, "env": options.env}
+    overrides = {name: value for name, value in chosen.items() if value}
     settings = Settings.from_environ(os.environ, **overrides)
     scopes = [scope.strip() for scope in options.scope.split(",")]
-    print(Tokens(settings).mint(scopes, options.ttl))
+    print(Tokens(settings).mint(scopes, options.ttl, options.host))
     return 0
 
 

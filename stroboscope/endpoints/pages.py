@@ -1,121 +1,213 @@
-"""What each endpoint answers, and the one table that routes and lists them."""
+"""Pages for people, and the machine's description of the surface."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from dataclasses import dataclass
+import base64
+import hashlib
+from collections.abc import Iterable
 from html import escape
+from typing import Any
 
-from stroboscope._core import Window, engine
-from stroboscope._http.messages import HTML, JSON, PROFILE, Request, Response, refusal
-from stroboscope._http.parameters import profile_seconds
-from stroboscope.errors import EngineUnavailable, WindowsExhausted
-from stroboscope.formats.pprof import encode, prune
-from stroboscope.labels import TABLE
-from stroboscope.profiles.breath import Breath
-from stroboscope.profiles.cpu import collect_cpu
-from stroboscope.settings import Settings
+from stroboscope._core import engine
+from stroboscope._http.messages import HTML, JSON, POLICY, Response
+from stroboscope.endpoints.call import Call, as_json
 
-BUSY = "Could not enable CPU profiling: cpu profiling already in use"
-Handler = Callable[[Request, Settings], Response]
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """One endpoint: the paths below the mount, the scope it needs, who answers."""
-
-    paths: tuple[str, ...]
-    scope: str
-    handler: Handler
-    description: str
-
-
-def profile(request: Request, settings: Settings) -> Response:
-    """A CPU profile in pprof format."""
-    seconds, clamped = profile_seconds(request.query, settings.profile_seconds_cap)
-
-    def on_window(window: Window) -> None:
-        request.cancellation.on_cancel(window.cancel)
-
-    try:
-        collected = collect_cpu(seconds, settings, on_window)
-    except WindowsExhausted as error:
-        wait = (("Retry-After", str(error.retry_after_s)),)
-        return refusal(request, 429, BUSY, wait)
-    except EngineUnavailable as error:
-        return refusal(request, 503, f"Could not enable CPU profiling: {error}")
-    headers = [("Content-Disposition", 'attachment; filename="profile"')]
-    if clamped:
-        headers.append(("X-Stroboscope-Clamped", f"seconds={seconds:g}"))
-    breathe = Breath()
-    body = encode(prune(collected, breathe=breathe), breathe)
-    return Response(200, body, PROFILE, tuple(headers))
-
-
-def labels(request: Request, settings: Settings) -> Response:
-    """The label sets alive now, and what the caps refused."""
-    del request, settings
-    stats = TABLE.stats()
-    body = {
-        "alive": stats.alive,
-        "cap": stats.cap,
-        "made": stats.made,
-        "overflowed": stats.overflowed,
-        "truncated": stats.truncated,
-        "failed": stats.failed,
-        "sets": [dict(labels.items) for labels in stats.sets],
-    }
-    return Response(200, json.dumps(body, indent=1).encode() + b"\n", JSON)
-
-
-def index(request: Request, settings: Settings) -> Response:
-    """What is here; JSON on request."""
-    rows = [(settings.prefix + r.paths[0], r.scope, r.description) for r in ROUTES]
-    info = engine.info()
-    if JSON in (request.header("accept") or ""):
-        body = {
-            "engine": info.kind,
-            "windows": info.windows,
-            "endpoints": [
-                {"path": path, "scope": scope, "description": text}
-                for path, scope, text in rows
-            ],
-        }
-        return Response(200, json.dumps(body, indent=1).encode() + b"\n", JSON)
-    items = "".join(
-        f'<tr><td><a href="{escape(path)}">{escape(path)}</a></td>'
-        f"<td>{escape(scope)}</td><td>{escape(text)}</td></tr>"
-        for path, scope, text in rows
-    )
-    page = (
-        "<!doctype html><title>stroboscope</title><h1>stroboscope</h1>"
-        f"<p>Engine: {escape(info.kind)}, {info.windows} windows open.</p>"
-        f"<table><tr><th>path</th><th>scope</th><th>what</th></tr>{items}</table>"
-    )
-    return Response(200, page.encode(), HTML)
-
-
-def pprof_index(request: Request, settings: Settings) -> Response:
-    """Go's index page of profiles."""
-    del request
-    root = escape(settings.prefix) + "/pprof/"
-    page = (
-        "<!doctype html><title>pprof</title><p>Types of profiles available:</p>"
-        f'<table><tr><td><a href="{root}profile?seconds=30">profile</a></td>'
-        "<td>CPU time by stack and label</td></tr></table>"
-    )
-    return Response(200, page.encode(), HTML)
-
-
-ROUTES = (
-    Route(("/", ""), "metrics", index, "This page."),
-    Route(("/pprof/", "/pprof"), "profile", pprof_index, "Profiles, as in Go."),
-    Route(
-        ("/pprof/profile",),
-        "profile",
-        profile,
-        "CPU profile in pprof format; ?seconds=30.",
-    ),
-    Route(("/labels",), "metrics", labels, "Label sets and what their caps refused."),
+_STYLE = (
+    "body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:60rem;"
+    "padding:0 1rem;color:#1b1f24;background:#fff}"
+    "h1{font-size:1.5rem;margin:0}h2{font-size:1.05rem;margin:2rem 0 .5rem}"
+    "table{border-collapse:collapse;width:100%}"
+    "th,td{text-align:left;padding:.35rem .75rem .35rem 0;"
+    "border-bottom:1px solid #e3e6ea;vertical-align:top}"
+    "th{font-weight:600;color:#57606a}code,a{font-family:ui-monospace,monospace;"
+    "font-size:.9em}p{margin:.25rem 0 1rem;color:#57606a}"
+    "@media(prefers-color-scheme:dark){body{color:#e6e8eb;background:#15181c}"
+    "th,p{color:#9aa4af}th,td{border-color:#2c3238}a{color:#79b8ff}}"
 )
+_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
+_POLICY = f"{POLICY}; style-src 'sha256-{_HASH}'"
+
+
+def index(call: Call) -> Response:
+    """What is here, what runs now, who holds a lease, the knobs; JSON on request."""
+    from stroboscope.endpoints.routes import ROUTES  # the table lists this page
+
+    desk, info = call.desk, engine.info()
+    held = desk.leases.current()
+    knobs = desk.knobs.describe()
+    if JSON in (call.request.header("accept") or ""):
+        return as_json(
+            {
+                "engine": info.kind,
+                "windows": info.windows,
+                "lease": held and {"kind": held[0], "ends_in": round(held[1], 1)},
+                "settings": knobs,
+                "endpoints": [
+                    {
+                        "path": desk.settings.prefix + route.paths[0],
+                        "method": method,
+                        "scope": action.scope,
+                        "description": action.description,
+                    }
+                    for route in ROUTES
+                    for method, action in route.actions.items()
+                ],
+            }
+        )
+    now = [
+        ("engine", f"{info.kind}: {info.reason}"),
+        ("windows that sample", str(info.windows)),
+        ("lease", f"{held[0]}, {held[1]:.0f} s left" if held else "free"),
+        ("own CPU", f"{100 * desk.governor.last:.2f} % of one"),
+    ]
+    endpoints = [
+        (
+            _link(desk.settings.prefix + route.paths[0], method),
+            escape(method),
+            escape(action.scope),
+            escape(action.description),
+        )
+        for route in ROUTES
+        for method, action in route.actions.items()
+    ]
+    switched = [
+        (
+            f"<code>{escape(name)}</code>",
+            f"<code>{escape(str(knob['value']))}</code>",
+            _until(knob),
+            escape(knob["description"]),
+        )
+        for name, knob in knobs.items()
+    ]
+    return _page(
+        "stroboscope",
+        f"<p>service {escape(desk.settings.service)}</p>",
+        "<h2>Now</h2>",
+        _table((), [(escape(a), escape(b)) for a, b in now]),
+        "<h2>Endpoints</h2>",
+        _table(("path", "method", "scope", "what"), endpoints),
+        "<h2>Settings</h2>",
+        _table(("name", "value", "until", "what"), switched),
+    )
+
+
+def pprof_index(call: Call) -> Response:
+    """Go's index page of profiles."""
+    from stroboscope.endpoints.routes import ROUTES
+
+    root = call.desk.settings.prefix
+    rows = [
+        (
+            f'<a href="{escape(root + r.paths[0])}{_hint(r.paths[0])}">'
+            f"{escape(r.paths[0].removeprefix('/pprof/'))}</a>",
+            escape(r.description),
+        )
+        for r in ROUTES
+        if r.paths[0].startswith("/pprof/") and r.paths[0] != "/pprof/"
+    ]
+    table = _table((), rows)
+    return _page("/debug/pprof/", "<p>Types of profiles available:</p>", table)
+
+
+def openapi(call: Call) -> Response:
+    """The surface in OpenAPI 3.1, drawn from the same table."""
+    from stroboscope.endpoints.routes import ROUTES
+
+    prefix = call.desk.settings.prefix
+    paths = {
+        prefix + route.paths[0]: {
+            method.lower(): _operation(method, action)
+            for method, action in route.actions.items()
+        }
+        for route in ROUTES
+    }
+    return as_json(
+        {
+            "openapi": "3.1.0",
+            "info": {"title": "stroboscope", "version": "1"},
+            "components": {
+                "securitySchemes": {
+                    "bearer": {"type": "http", "scheme": "bearer"},
+                    "basic": {"type": "http", "scheme": "basic"},
+                }
+            },
+            "security": [{"bearer": []}, {"basic": []}],
+            "paths": paths,
+        }
+    )
+
+
+#: Every status an endpoint may answer with, besides its success.
+_STATUSES = {
+    400: "a parameter, or the Host header",
+    401: "no valid token",
+    403: "the scope is missing, or another site asks",
+    404: "unknown, or switched off",
+    405: "another method; see Allow",
+    408: "the client was too slow",
+    409: "settings changed meanwhile",
+    413: "the body is too large",
+    414: "the query is too long",
+    415: "the body is not JSON",
+    429: "busy, or too many failures; see Retry-After",
+    500: "a failure of ours, by number",
+    501: "not in this version",
+    503: "the sampler cannot run",
+}
+
+
+def _operation(method: str, action: Any) -> dict[str, Any]:
+    described: dict[str, Any] = {
+        "summary": action.description,
+        "description": f"Scope: {action.scope}.",
+        "responses": {
+            "200": {"description": "as described"},
+            **{str(code): {"description": text} for code, text in _STATUSES.items()},
+        },
+    }
+    if method == "GET":
+        described["parameters"] = [
+            {"name": n, "in": "query", "description": t, "schema": {"type": "string"}}
+            for n, t in action.parameters.items()
+        ]
+    elif action.parameters:
+        members = {n: {"description": t} for n, t in action.parameters.items()}
+        schema = {"type": "object", "properties": members}
+        described["requestBody"] = {"content": {JSON: {"schema": schema}}}
+        described["responses"]["201"] = {"description": "made"}
+    return described
+
+
+def _page(title: str, *parts: str) -> Response:
+    page = (
+        '<!doctype html><html lang="en"><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width">'
+        f"<title>{escape(title)}</title><style>{_STYLE}</style>"
+        f"<h1>{escape(title)}</h1>{''.join(parts)}</html>"
+    )
+    return Response(200, page.encode(), HTML, policy=_POLICY)
+
+
+def _table(heads: Iterable[str], rows: Iterable[tuple[str, ...]]) -> str:
+    """Cells are HTML already."""
+    head = "".join(f"<th>{escape(one)}</th>" for one in heads)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows
+    )
+    return f"<table>{f'<tr>{head}</tr>' if head else ''}{body}</table>"
+
+
+def _link(path: str, method: str) -> str:
+    shown = f"<code>{escape(path)}</code>"
+    return f'<a href="{escape(path)}">{escape(path)}</a>' if method == "GET" else shown
+
+
+def _hint(path: str) -> str:
+    return "?seconds=30" if path.endswith(("/profile", "/wall")) else "?debug=1"
+
+
+def _until(knob: dict[str, Any]) -> str:
+    if not knob["overridden"]:
+        return "baseline"
+    left = knob["expires_in"]
+    return "changed again" if left is None else f"{left:.0f} s"

@@ -1,28 +1,44 @@
-"""The door: authenticate, then route, then act, and let nothing else out.
+"""The surface: one chokepoint, one table, one record per request, over any carrier.
 
-Every path below the mount is authenticated before it is looked at, so that a stranger
-cannot tell what exists.
+What is decided on the application's loop is cheap and touches no disk; everything else
+happens on a thread of ours.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
+import asyncio
 import logging
 import secrets
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, replace
 
 from stroboscope._clock import SYSTEM, Clock
 from stroboscope._http import asgi, wsgi
 from stroboscope._http.asgi import never
-from stroboscope._http.messages import Request, Response, refusal
+from stroboscope._http.messages import (
+    BODY_CAP,
+    JSON,
+    BodyTooLarge,
+    Request,
+    Response,
+    refusal,
+)
 from stroboscope._http.parameters import QUERY_CAP
 from stroboscope._http.pool import Pool
 from stroboscope._types import Environ, Receive, Scope, Send, StartResponse
-from stroboscope.auth.tokens import TEXT_CAP, Grant, Tokens
-from stroboscope.endpoints.pages import ROUTES
-from stroboscope.errors import Forbidden, Unauthenticated
+from stroboscope.auth.tokens import Grant, Share
+from stroboscope.endpoints.audit import Entry
+from stroboscope.endpoints.call import Action, Call
+from stroboscope.endpoints.desk import Desk, Shown, Tracer
+from stroboscope.endpoints.gate import SHARE_PATH, Admission
+from stroboscope.endpoints.routes import BY_PATH
+from stroboscope.errors import (
+    BadHost,
+    CrossSite,
+    Forbidden,
+    Throttled,
+    Unauthenticated,
+)
 from stroboscope.settings import Settings
 
 _log = logging.getLogger("stroboscope")
@@ -32,19 +48,31 @@ _CHALLENGE = (
 )
 
 
+@dataclass(slots=True)
+class _Admitted:
+    """A request past the gate, the action it meant and its audit record."""
+
+    request: Request
+    admission: Admission
+    action: Action
+    entry: Entry
+
+
 class Surface:
     """The endpoints below the mount, over ASGI and WSGI.
 
     Raises: WeakKeyError for keys that could be guessed, SettingsError without one.
     """
 
-    def __init__(self, settings: Settings, clock: Clock = SYSTEM) -> None:
-        self._settings = settings
-        self._tokens = Tokens(settings, clock)
+    def __init__(
+        self, settings: Settings, clock: Clock = SYSTEM, tracer: Tracer | None = None
+    ) -> None:
+        self.desk = Desk(settings, clock, tracer)
+        self.desk.shareable = _shareable
+        self.desk.open = self._open
         self._pool = Pool()
         self._exact = settings.prefix
         self._below = settings.prefix + "/"
-        self._routes = {path: route for route in ROUTES for path in route.paths}
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Surface | None:
@@ -53,6 +81,10 @@ class Surface:
             return cls(settings)
         _log.warning("stroboscope: STROBOSCOPE_KEYS is not set; %s is off", "/debug")
         return None
+
+    def shows(self, labeller: Shown) -> None:
+        """Show a middleware's tenants, and let its knobs be switched."""
+        self.desk.labellers.append(labeller)
 
     def handles_scope(self, scope: Scope) -> bool:
         """Whether an ASGI HTTP request is ours; false for everything else."""
@@ -65,82 +97,174 @@ class Surface:
     async def asgi(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer an HTTP request. Nothing is collected on the loop."""
         request = asgi.read(scope, asgi_path(scope))
-        answer = await self.answer_async(request, receive)
+        if request.path.startswith(self._exact + SHARE_PATH):
+            asgi.hide_path(scope, self._exact + SHARE_PATH)
+        self.desk.add_loop(asyncio.get_running_loop())
+
+        async def read_body() -> bytes:
+            return await asgi.read_body(receive)
+
+        answer = await self.answer_async(request, receive, read_body)
         await asgi.send_response(answer, scope, receive, send)
 
     def wsgi(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Answer a request; blocks its thread while something is collected."""
         request = wsgi.read(environ, environ.get("PATH_INFO", ""))
-        answer = self.answer(request, environ.get("gunicorn.socket"))
+        if request.path.startswith(self._exact + SHARE_PATH):
+            wsgi.hide_path(environ, self._exact + SHARE_PATH)
+        answer = self.answer(
+            request, environ.get("gunicorn.socket"), lambda: wsgi.read_body(environ)
+        )
         return wsgi.send_response(answer, environ, start_response)
 
     async def answer_async(
-        self, request: Request, receive: Receive = never
+        self,
+        request: Request,
+        receive: Receive = never,
+        read_body: Callable[[], Awaitable[bytes]] | None = None,
     ) -> Response:
         """The answer to a request whose path begins with the mount."""
-        checked = self._checked(request)
-        if isinstance(checked, Response):
-            return checked
-        answer = await asgi.run(self._pool, request, receive, checked)
-        return answer or _busy(request)
+        admitted = self._admit(request)
+        if isinstance(admitted, Response):
+            return admitted
+        if admitted.action.body and read_body is not None:
+            try:
+                admitted.request = replace(request, body=await read_body())
+            except (BodyTooLarge, TimeoutError) as error:
+                return self._refused(admitted.entry, _unread(request, error))
+        job = self._job(admitted)
+        answer = await asgi.run(self._pool, admitted.request, receive, job)
+        return answer or self._refused(admitted.entry, _busy(request))
 
-    def answer(self, request: Request, client: object = None) -> Response:
+    def answer(
+        self,
+        request: Request,
+        client: object = None,
+        read_body: Callable[[], bytes] | None = None,
+    ) -> Response:
         """The same, blocking; `client` is a socket to watch for its end."""
-        checked = self._checked(request)
-        if isinstance(checked, Response):
-            return checked
-        return wsgi.run(self._pool, request, client, checked) or _busy(request)
+        admitted = self._admit(request)
+        if isinstance(admitted, Response):
+            return admitted
+        if admitted.action.body and read_body is not None:
+            try:
+                admitted.request = replace(request, body=read_body())
+            except (BodyTooLarge, TimeoutError) as error:
+                return self._refused(admitted.entry, _unread(request, error))
+        job = self._job(admitted)
+        answer = wsgi.run(self._pool, admitted.request, client, job)
+        return answer or self._refused(admitted.entry, _busy(request))
 
-    def _checked(self, request: Request) -> Response | Callable[[], Response]:
-        """A refusal, or the job that answers."""
+    def _admit(self, request: Request) -> Response | _Admitted:
+        entry = Entry.of(request, secrets.token_hex(4))
         try:
-            return self._admitted(request)
-        except Unauthenticated as error:
-            _log.info("stroboscope: 401 for %s: %s", request.peer, error.cause)
-            return refusal(request, 401, "unauthorized", _CHALLENGE)
-        except Forbidden:
-            return refusal(request, 403, "insufficient_scope")
+            path = request.path[len(self._exact) :]
+            admission = self.desk.gate.admit(request, path)
+            entry.token_id = admission.grant.token_id
+            found = self._found(request, path, admission, entry)
+            if isinstance(found, Response):
+                return self._refused(entry, found)
+            if admission.pending is None and admission.share is None:
+                _require(found, admission.grant)
+            return _Admitted(request, admission, found, entry)
         except Exception as error:  # the application must not see our failure
-            return self._failed(request, error)
+            return self._refused(entry, self._refusal(request, entry, error))
 
-    def _admitted(self, request: Request) -> Response | Callable[[], Response]:
-        grant = self._authenticate(request)
+    def _found(
+        self, request: Request, path: str, admission: Admission, entry: Entry
+    ) -> Response | Action:
+        """The action meant, or why there is none."""
         if len(request.query) > QUERY_CAP:
             return refusal(request, 414, "query too long")
-        path = request.path[len(self._exact) :]
-        route = self._routes.get(path)
+        length = request.header("content-length") or "0"
+        if length.isascii() and length.isdigit() and int(length[:18]) > BODY_CAP:
+            return refusal(request, 413, "body too large")
+        if admission.share is not None:
+            path = admission.share.target.partition("?")[0]
+        route = BY_PATH.get(path)
         if route is None:
             is_profile = path.startswith("/pprof/")
             return refusal(request, 404, "Unknown profile" if is_profile else "Unknown")
-        if request.method != "GET":
-            return refusal(request, 405, "method not allowed", (("Allow", "GET"),))
-        if not {route.scope, "admin"} & grant.scopes:
-            raise Forbidden(f"needs {route.scope}")
-        return partial(self._answer, request, route.handler)
+        entry.endpoint = route.paths[0]
+        action = route.actions.get(request.method)
+        if action is None:
+            allow = (("Allow", ", ".join(sorted(route.actions))),)
+            return refusal(request, 405, "method not allowed", allow)
+        if request.header("content-encoding") is not None:
+            return refusal(request, 415, "request bodies are read as they are")
+        kind = (request.header("content-type") or "").partition(";")[0].strip().lower()
+        if action.body == "json" and kind != JSON:
+            return refusal(request, 415, "the body has to be application/json")
+        return action
 
-    def _authenticate(self, request: Request) -> Grant:
-        header = request.header("authorization")
-        if header is None or len(header) > 2 * TEXT_CAP:
-            raise Unauthenticated("no token")
-        kind, _, text = header.partition(" ")
-        if kind.lower() == "basic":
-            text = _basic_password(text)
-        elif kind.lower() != "bearer":
-            raise Unauthenticated("unknown scheme")
-        return self._tokens.verify(text.strip())
+    def _job(self, admitted: _Admitted) -> Callable[[], Response]:
+        """What a thread of ours does: decide what was slow, write, act, write."""
 
-    def _answer(
-        self, request: Request, handler: Callable[[Request, Settings], Response]
-    ) -> Response:
+        def job() -> Response:
+            entry, request = admitted.entry, admitted.request
+            answer = self._acted(admitted)
+            if request.cancellation.cancelled:
+                entry.cause = entry.cause or "the client went away"
+            entry.complete(answer)
+            self._count(entry)
+            self.desk.audit.end(entry)
+            return answer
+
+        return job
+
+    def _acted(self, admitted: _Admitted) -> Response:
+        entry, request = admitted.entry, admitted.request
         try:
-            return handler(request, self._settings)
+            grant = admitted.admission.grant
+            if admitted.admission.pending is not None:
+                grant = admitted.admission.pending()
+                _require(admitted.action, grant)
+            self.desk.audit.begin(entry)
+            self.desk.watch_knobs()
+            call = Call(request, grant, self.desk)
+            if admitted.admission.share is not None:
+                return self._shared(admitted.admission.share, call)
+            return admitted.action.handler(call)
         except Exception as error:  # a thread of ours: nobody else would see it
-            return self._failed(request, error)
+            return self._refusal(request, entry, error)
 
-    def _failed(self, request: Request, error: Exception) -> Response:
-        number = secrets.token_hex(4)
-        _log.error("stroboscope: internal error (%s)", number, exc_info=error)
-        return refusal(request, 500, f"internal error ({number})")
+    def _shared(self, share: Share, call: Call) -> Response:
+        kept = self.desk.artefacts.get(share.token_id)
+        return kept if kept is not None else self._open(share.target, call)
+
+    def _open(self, target: str, call: Call) -> Response:
+        path, _, query = target.partition("?")
+        action = BY_PATH[path].actions["GET"]
+        request = replace(call.request, query=query, path=self._exact + path)
+        return action.handler(replace(call, request=request))
+
+    def _refusal(self, request: Request, entry: Entry, error: Exception) -> Response:
+        entry.cause = str(error)[:100] if isinstance(error, _EXPECTED) else "failure"
+        if isinstance(error, Throttled):
+            wait = (("Retry-After", str(error.retry_after_s)),)
+            return refusal(request, 429, "too many failures", wait)
+        if isinstance(error, Unauthenticated):
+            return refusal(request, 401, "unauthorized", _CHALLENGE)
+        if isinstance(error, Forbidden):
+            return refusal(request, 403, "insufficient_scope")
+        if isinstance(error, BadHost):
+            return refusal(request, 400, "Invalid host header")
+        if isinstance(error, CrossSite):
+            return refusal(request, 403, "cross-site request")
+        _log.error("stroboscope: internal error (%s)", entry.id, exc_info=error)
+        return refusal(request, 500, f"internal error ({entry.id})")
+
+    def _refused(self, entry: Entry, answer: Response) -> Response:
+        entry.complete(answer)
+        self._count(entry)
+        self.desk.audit.end_soon(entry)
+        return answer
+
+    def _count(self, entry: Entry) -> None:
+        self.desk.answered[entry.endpoint, entry.status] += 1
+
+
+_EXPECTED = (BadHost, CrossSite, Forbidden, Throttled, Unauthenticated)
 
 
 def asgi_path(scope: Scope) -> str:
@@ -150,12 +274,28 @@ def asgi_path(scope: Scope) -> str:
     return path[len(root) :] if root and path.startswith(root + "/") else path
 
 
-def _basic_password(text: str) -> str:
-    try:
-        decoded = base64.b64decode(text.strip(), validate=True).decode()
-    except (binascii.Error, UnicodeDecodeError) as error:
-        raise Unauthenticated("malformed Basic credentials") from error
-    return decoded.partition(":")[2]
+def _require(action: Action, grant: Grant) -> None:
+    if not {action.scope, "admin"} & grant.scopes:
+        raise Forbidden(f"needs {action.scope}")
+
+
+def _shareable(target: str) -> Action | None:
+    """The GET a link may open; pages, knobs and what is for admins alone may not be."""
+    path, _, query = target.partition("?")
+    route = BY_PATH.get(path)
+    if route is None or len(query) > 512 or not query.isascii():
+        return None
+    is_artefact = path.startswith("/pprof/") and path != "/pprof/"
+    return route.actions.get("GET") if is_artefact or path in _SHARED else None
+
+
+_SHARED = ("/stacks", "/trace", "/fgprof")
+
+
+def _unread(request: Request, error: Exception) -> Response:
+    if isinstance(error, BodyTooLarge):
+        return refusal(request, 413, "body too large")
+    return refusal(request, 408, "the body took too long")
 
 
 def _busy(request: Request) -> Response:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from stroboscope._types import ASGIApp, Receive, Scope, Send
+from stroboscope.enablement import Enablement
 from stroboscope.endpoints import Surface
 from stroboscope.middleware import StroboscopeASGI
 from stroboscope.middleware.routes import starlette_template
@@ -34,10 +35,16 @@ class Stroboscope:
     ) -> None:
         settings = settings or Settings.from_environ(os.environ, **options)
         self.surface = Surface.from_settings(settings)
+        self.enabled = Enablement(settings)
         self.labelled = StroboscopeASGI(app, settings, template=template)
+        if self.surface is not None:
+            self.surface.shows(self.labelled.labeller)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
+        if not self.enabled():
+            await self.labelled.app(scope, receive, send)
+            return
         if self.surface is not None and self.surface.handles_scope(scope):
             await self.surface.asgi(scope, receive, send)
             return

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from stroboscope._types import Environ, StartResponse, WSGIApp
+from stroboscope.enablement import Enablement
 from stroboscope.endpoints import Surface
 from stroboscope.middleware import StroboscopeWSGI
 from stroboscope.middleware.routes import werkzeug_template
@@ -34,12 +35,17 @@ class Stroboscope:
     ) -> None:
         settings = settings or Settings.from_environ(os.environ, **options)
         self.surface = Surface.from_settings(settings)
+        self.enabled = Enablement(settings)
         self.labelled = StroboscopeWSGI(app, settings, template=template)
+        if self.surface is not None:
+            self.surface.shows(self.labelled.labeller)
 
     def __call__(
         self, environ: Environ, start_response: StartResponse
     ) -> Iterable[bytes]:
         """Serve one request."""
+        if not self.enabled():
+            return self.labelled.app(environ, start_response)
         surface = self.surface
         if surface is not None and surface.handles(environ.get("PATH_INFO", "")):
             return surface.wsgi(environ, start_response)

@@ -130,8 +130,12 @@ def _from_set() -> None:
 
 def current() -> LabelSet:
     """The labels in force now; those bound late as far as they are known."""
+    return labels_of(LABELS.get())
+
+
+def labels_of(cell: LabelCell | None) -> LabelSet:
+    """The labels of a cell, of any thread or task, as far as they are known."""
     chain: list[object] = []
-    cell = LABELS.get()
     while cell is not None:
         overlay = cell.labels
         if overlay is None and cell.source is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from stroboscope._core import LABELS, LabelCell
@@ -68,6 +68,14 @@ class Labeller:
         except Exception as error:  # a label may be missing, nothing may break
             self.failed(error)
             return None
+
+    def tenants(self) -> list[str]:
+        """The tenants that are shown by name now."""
+        return self._buckets.shown()
+
+    def set_bounds(self, bounds_s: Iterable[float]) -> None:
+        """Other bounds for the latency label, from now on."""
+        self._bounds = tuple(bounds_s)
 
     def failed(self, error: BaseException, what: str = "labelling a request") -> None:
         """Count a failure of ours or of the user's functions; log the first of each."""

@@ -19,27 +19,29 @@ from stroboscope.formats.profile import (
 )
 from stroboscope.labels import TABLE, LabelSet
 from stroboscope.profiles.breath import Breath
-from stroboscope.settings import Settings
 
 SAMPLE_TYPES = (ValueType("samples", "count"), ValueType("cpu", "nanoseconds"))
 _CUT = Frame("", "[truncated]", 0, 0)
 
 
 def collect_cpu(
-    seconds: float, settings: Settings, on_window: Callable[[Window], object]
+    seconds: float,
+    on_window: Callable[[Window], object],
+    *,
+    hz: int = 100,
+    windows: int = 4,
+    each: Callable[[], object] = lambda: None,
 ) -> Profile:
     """CPU time by stack and label over `seconds` from now.
 
     `on_window` gets the open window, to cancel it; a cancelled profile holds what was
-    collected until then.
+    collected until then. `each` is called about twenty times a second meanwhile.
     Raises: WindowsExhausted, EngineUnavailable.
     """
-    window = engine.open_window(
-        settings.cpu_hz, seconds=seconds, limit=settings.windows
-    )
+    window = engine.open_window(hz, seconds=seconds, limit=windows)
     try:
         on_window(window)
-        complete = window.wait(seconds)
+        complete = window.wait(seconds, each)
     finally:
         capture = window.close()
     notes = () if complete else ("ended early",)

@@ -108,10 +108,9 @@ def test_a_build_without_c_installs_and_profiles(tmp_path: Path) -> None:
 import time
 from stroboscope._core import engine
 from stroboscope.profiles.cpu import collect_cpu
-from stroboscope.settings import Settings
 import threading
 threading.Thread(target=lambda: [sum(range(9999)) for _ in range(5000)]).start()
-profile = collect_cpu(0.5, Settings(), lambda window: None)
+profile = collect_cpu(0.5, lambda window: None)
 print(engine.info().kind, profile.total() > 0, engine.info().reason)
 """
     done = subprocess.run(

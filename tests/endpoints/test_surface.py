@@ -7,100 +7,24 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
 
-import httpx
 import pytest
+from asking import KEY, SETTINGS, Ask, FakeClock, bearer, token
 from hypothesis import given
 from hypothesis import strategies as st
 from itsdangerous import URLSafeSerializer
-from werkzeug.test import Client
 
 from stroboscope._http.messages import Request
 from stroboscope._http.parameters import profile_seconds
 from stroboscope.auth.keys import check_keys, generate_key
 from stroboscope.auth.tokens import SALT, SCOPES, Tokens
-from stroboscope.endpoints import Surface, pages
+from stroboscope.endpoints import Surface, profiles
+from stroboscope.endpoints.routes import ROUTES
 from stroboscope.errors import SettingsError, Unauthenticated, WeakKeyError
 from stroboscope.formats.pprof_reader import decode
-from stroboscope.integrations import asgi, wsgi
 from stroboscope.settings import Settings
-
-KEY = generate_key()
-SETTINGS = Settings(keys=(KEY,), service="shop", profile_seconds_cap=0.2)
-
-
-class FakeClock:
-    def __init__(self) -> None:
-        self.now_s = 1_700_000_000.0
-
-    def time_s(self) -> float:
-        return self.now_s
-
-    def monotonic_ns(self) -> int:
-        return int(self.now_s * 1e9)
-
-
-def token(*scopes: str, ttl_s: float = 60) -> str:
-    return Tokens(SETTINGS).mint(scopes or ("profile",), ttl_s)
-
-
-def bearer(text: str) -> dict[str, str]:
-    return {"Authorization": f"Bearer {text}"}
-
-
-async def asgi_inner(scope: Any, receive: Any, send: Any) -> None:
-    await send({"type": "http.response.start", "status": 404, "headers": []})
-    await send({"type": "http.response.body", "body": b"the application's own"})
-
-
-def wsgi_inner(environ: Any, start_response: Any) -> list[bytes]:
-    start_response("404 Not Found", [("Content-Type", "text/plain")])
-    return [b"the application's own"]
-
-
-class Answer:
-    def __init__(self, status: int, headers: Any, body: bytes) -> None:
-        self.status, self.headers, self.body = status, headers, body
-
-
-Ask = Callable[..., Answer]
-
-
-def ask_asgi(
-    path: str,
-    headers: dict[str, str] | None = None,
-    method: str = "GET",
-    settings: Settings = SETTINGS,
-) -> Answer:
-    async def run() -> Answer:
-        transport = httpx.ASGITransport(asgi.Stroboscope(asgi_inner, settings))
-        async with httpx.AsyncClient(
-            transport=transport, base_url="http://127.0.0.1"
-        ) as client:
-            answer = await client.request(method, path, headers=headers)
-            return Answer(answer.status_code, answer.headers, answer.content)
-
-    return asyncio.run(run())
-
-
-def ask_wsgi(
-    path: str,
-    headers: dict[str, str] | None = None,
-    method: str = "GET",
-    settings: Settings = SETTINGS,
-) -> Answer:
-    client = Client(wsgi.Stroboscope(wsgi_inner, settings))
-    answer = client.open(path, method=method, headers=headers)
-    return Answer(answer.status_code, answer.headers, answer.get_data())
-
-
-@pytest.fixture(params=[ask_asgi, ask_wsgi], ids=["asgi", "wsgi"])
-def ask(request: pytest.FixtureRequest) -> Ask:
-    made: Ask = request.param
-    return made
 
 
 def test_h03_off_looks_absent(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
@@ -161,15 +85,26 @@ def test_h05_refusals_are_equal_whatever_the_cause(ask: Ask) -> None:
         assert "no-store" in answer.headers["Cache-Control"]
 
 
-@pytest.mark.parametrize("scope", sorted(SCOPES))
-@pytest.mark.parametrize("route", pages.ROUTES, ids=lambda r: r.paths[0])
-def test_h06_scopes_are_a_matrix(ask: Ask, scope: str, route: pages.Route) -> None:
-    """A token opens what its scope names; admin opens all; the rest is 403."""
-    answer = ask("/debug" + route.paths[0] + "?seconds=0.1", bearer(token(scope)))
+ACTIONS = [
+    (route.paths[0], method, action.scope)
+    for route in ROUTES
+    for method, action in route.actions.items()
+]
 
-    allowed = scope in (route.scope, "admin")
-    assert answer.status == (200 if allowed else 403)
-    assert allowed or answer.body == b"insufficient_scope\n"
+
+@pytest.mark.parametrize("scope", sorted(SCOPES))
+@pytest.mark.parametrize(("path", "method", "needed"), ACTIONS)
+def test_h06_scopes_are_a_matrix(
+    ask: Ask, scope: str, path: str, method: str, needed: str
+) -> None:
+    """A token opens what its scope names; admin opens all; the rest is 403."""
+    headers = bearer(token(scope)) | {"Content-Type": "application/json"}
+    answer = ask("/debug" + path + "?seconds=0.1", headers, method)
+
+    if scope in (needed, "admin"):
+        assert answer.status not in (401, 403)
+    else:
+        assert (answer.status, answer.body) == (403, b"insufficient_scope\n")
 
 
 def test_h07_tokens_expire_to_the_second() -> None:
@@ -301,10 +236,10 @@ def test_h45_errors_leak_nothing(
 ) -> None:
     """The client gets a number, the log the traceback."""
 
-    def fail(*args: object) -> None:
+    def fail(*args: object, **named: object) -> None:
         raise RuntimeError("hunter2")
 
-    monkeypatch.setattr(pages, "collect_cpu", fail)
+    monkeypatch.setattr(profiles, "collect_cpu", fail)
     answer = ask("/debug/pprof/profile", bearer(token()))
 
     assert answer.status == 500
@@ -330,7 +265,10 @@ def test_h21_a_vanished_client_ends_its_profile() -> None:
         "method": "GET",
         "path": "/debug/pprof/profile",
         "query_string": b"seconds=30",
-        "headers": [(b"authorization", f"Bearer {token()}".encode())],
+        "headers": [
+            (b"host", b"127.0.0.1"),
+            (b"authorization", f"Bearer {token()}".encode()),
+        ],
     }
 
     async def receive() -> dict[str, object]:
@@ -414,7 +352,10 @@ def test_a_header_sent_twice_or_too_long_is_none(ask: Ask) -> None:
         method="GET",
         path="/debug/",
         query="",
-        headers=(("authorization", f"Bearer {token()}"),) * 2,
+        headers=(
+            ("host", "127.0.0.1"),
+            *(("authorization", f"Bearer {token()}"),) * 2,
+        ),
         peer="",
     )
 

@@ -77,7 +77,7 @@ for asked in json.loads(sys.argv[2]):
         asyncio.run(get())
 token = __import__("stroboscope.auth.tokens", fromlist=["Tokens"]).Tokens(
     __import__("stroboscope").Settings(keys=(KEY,), service="shop")).mint(["metrics"], 60)
-answer = Client().get("/debug/", headers={"Authorization": f"Bearer {token}"})
+answer = Client().get("/debug/", headers={"Authorization": f"Bearer {token}", "Host": "localhost"})
 plain = answer.content[:15].decode()
 print(json.dumps([[(e["endpoint"], e["status"]) for e in ended], answer.status_code, plain]))
 """

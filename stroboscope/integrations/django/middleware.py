@@ -14,7 +14,8 @@ from django.conf import settings as django_settings
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 
-from stroboscope._http.messages import Request, Response
+from stroboscope._http.messages import BODY_CAP, BodyTooLarge, Request, Response
+from stroboscope.enablement import Enablement
 from stroboscope.endpoints import Surface
 from stroboscope.middleware.observed import Labeller, Observed
 from stroboscope.middleware.routes import django_template
@@ -35,17 +36,23 @@ class StroboscopeMiddleware:
         settings = Settings.from_environ(os.environ, **options)
         self.surface = Surface.from_settings(settings)
         self.labeller = Labeller(settings, django_template)
+        if self.surface is not None:
+            self.surface.shows(self.labeller)
+        self.enabled = Enablement(settings)
         self._is_async = iscoroutinefunction(get_response)
         if self._is_async:
             markcoroutinefunction(self)
 
     def __call__(self, request: HttpRequest) -> Any:
         """Serve one request, or return the awaitable that does."""
+        if not self.enabled():
+            return self.get_response(request)
         surface = self.surface
         if surface is not None and surface.handles(request.path_info):
             if self._is_async:
                 return self._surface_async(surface, request)
-            return _carried(surface.answer(_read(request)))
+            answer = surface.answer(_read(request), read_body=lambda: _body(request))
+            return _carried(answer)
         if self._is_async:
             return self._labelled_async(request)
         return self._labelled(request)
@@ -81,7 +88,11 @@ class StroboscopeMiddleware:
     async def _surface_async(
         self, surface: Surface, request: HttpRequest
     ) -> HttpResponse:
-        return _carried(await surface.answer_async(_read(request)))
+        async def read_body() -> bytes:
+            return _body(request)
+
+        answer = await surface.answer_async(_read(request), read_body=read_body)
+        return _carried(answer)
 
 
 def _fail(observed: Observed | None) -> None:
@@ -151,7 +162,15 @@ def _read(request: HttpRequest) -> Request:
         query=request.META.get("QUERY_STRING", ""),
         headers=tuple((key.lower(), value) for key, value in request.headers.items()),
         peer=request.META.get("REMOTE_ADDR", ""),
+        carrier=request,
     )
+
+
+def _body(request: HttpRequest) -> bytes:
+    body: bytes = request.read(BODY_CAP + 1)
+    if len(body) > BODY_CAP:
+        raise BodyTooLarge
+    return body
 
 
 def _carried(response: Response) -> HttpResponse:

@@ -1,0 +1,149 @@
+"""One record per request to the surface: written before acting, completed after.
+
+The record goes to the logger `stroboscope.audit` with its fields in `record.audit`, and
+to OpenTelemetry's log provider where the process has set one. It holds no secret: no
+token, no header, no query beyond the known parameters.
+
+Refusals are decided on the application's loop, which must not wait for a log file: a
+thread of ours writes them.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from stroboscope._core import engine
+from stroboscope._http.messages import Request, Response
+from stroboscope._http.parameters import first
+from stroboscope.endpoints import otel
+
+_log = logging.getLogger("stroboscope.audit")
+#: Records that wait for the writer; more are dropped and counted.
+WAITING_CAP = 1024
+#: Query parameters that may be logged, and how much of a value.
+_LOGGED = ("seconds", "debug", "gc", "format", "worker", "preset")
+_TEXT_CAP = 64
+#: The writer ends after this long without work, so that an idle process has none.
+_IDLE_S = 1.0
+
+
+@dataclass(slots=True)
+class Entry:
+    """A request as the log shows it; filled in as it becomes known."""
+
+    id: str
+    method: str
+    endpoint: str
+    peer: str
+    parameters: dict[str, str]
+    began_ns: int = field(default_factory=time.monotonic_ns)
+    token_id: str = ""
+    cause: str = ""
+    status: int = 0
+    bytes: int = 0
+    clamped: str = ""
+    duration_ms: float = 0.0
+
+    @classmethod
+    def of(cls, request: Request, number: str) -> Entry:
+        """What is known when it arrives; its path only once it is a known endpoint."""
+        parameters = {}
+        for name in _LOGGED:
+            value = first(request.query, name)
+            if value is not None:
+                parameters[name] = _clean(value)
+        method = request.method if request.method.isalpha() else "?"
+        return cls(number, method[:10], "", _clean(request.peer), parameters)
+
+    def complete(self, response: Response) -> None:
+        """Add how it ended."""
+        self.status = response.status
+        self.bytes = len(response.body)
+        self.clamped = dict(response.headers).get("X-Stroboscope-Clamped", "")
+        self.duration_ms = round((time.monotonic_ns() - self.began_ns) / 1e6, 3)
+
+    def fields(self) -> dict[str, Any]:
+        """As plain data, without what is not known."""
+        named = {name: getattr(self, name) for name in _NAMES}
+        return {name: value for name, value in named.items() if value not in ("", {})}
+
+
+_NAMES = (
+    *("id", "method", "endpoint", "peer", "token_id", "parameters"),
+    *("cause", "status", "bytes", "clamped", "duration_ms"),
+)
+
+
+class Audit:
+    """Writes entries; never raises."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[dict[str, Any]] = deque()
+        self._lock = threading.Lock()
+        self._writes = False
+        self.written = 0
+        self.dropped = 0
+
+    def begin(self, entry: Entry) -> None:
+        """Write down what is about to be done. On a thread of ours."""
+        self._write({"event": "begin", **entry.fields()})
+
+    def end(self, entry: Entry) -> None:
+        """Complete the record. On a thread of ours."""
+        self._write({"event": "end", **entry.fields()})
+
+    def end_soon(self, entry: Entry) -> None:
+        """The same from any thread, without waiting for a log file."""
+        with self._lock:
+            if len(self._waiting) >= WAITING_CAP:
+                self.dropped += 1
+                return
+            self._waiting.append({"event": "end", **entry.fields()})
+            if self._writes:
+                return
+            self._writes = True
+        try:
+            engine.start_thread(self._write_waiting)
+        except RuntimeError:  # no thread to be had; the next entry tries again
+            self._writes = False
+
+    def after_fork(self) -> None:
+        """The child has no writer, and the parent writes what waits."""
+        self._lock = threading.Lock()
+        self._waiting.clear()
+        self._writes = False
+
+    def _write_waiting(self) -> None:
+        idle_s = 0.0
+        while True:
+            with self._lock:
+                fields = self._waiting.popleft() if self._waiting else None
+                if fields is None and idle_s >= _IDLE_S:
+                    self._writes = False
+                    return
+            if fields is None:
+                engine.sleep(0.05)
+                idle_s += 0.05
+                continue
+            idle_s = 0.0
+            self._write(fields)
+
+    def _write(self, fields: dict[str, Any]) -> None:
+        self.written += 1
+        text = " ".join(f"{name}={value}" for name, value in fields.items())
+        try:
+            _log.info("%s", text, extra={"audit": fields})
+            otel.emit(fields)
+        except Exception:  # a broken log handler must not break the surface
+            self.dropped += 1
+
+
+def _clean(text: str) -> str:
+    """At most 64 printable characters without blanks, so that no line is forged."""
+    kept = "".join(c if c.isprintable() and not c.isspace() else "?" for c in text)
+    return kept[:_TEXT_CAP]

@@ -1,0 +1,68 @@
+"""One admitted call, and the table's rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from stroboscope._http.messages import JSON, Request, Response
+from stroboscope.auth.tokens import Grant
+from stroboscope.endpoints.desk import Desk
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A request that was let through, by whom, and what it may use."""
+
+    request: Request
+    grant: Grant
+    desk: Desk
+
+
+Handler = Callable[[Call], Response]
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """What a method of an endpoint does, and the scope it needs.
+
+    `parameters` maps a query parameter, or a member of the JSON body, to what it means.
+    """
+
+    scope: str
+    handler: Handler
+    description: str
+    parameters: Mapping[str, str]
+    #: What its request's body is: nothing, `json` or `text`.
+    body: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """The paths of an endpoint below the mount, and its actions by method."""
+
+    paths: tuple[str, ...]
+    actions: Mapping[str, Action]
+
+    @property
+    def scope(self) -> str:
+        """What its GET, or else its first action, needs."""
+        return self._first.scope
+
+    @property
+    def description(self) -> str:
+        """What its GET, or else its first action, does."""
+        return self._first.description
+
+    @property
+    def _first(self) -> Action:
+        return self.actions.get("GET") or next(iter(self.actions.values()))
+
+
+def as_json(value: Any, status: int = 200, **headers: str) -> Response:
+    """An answer in JSON; underscores in header names become hyphens."""
+    body = json.dumps(value, indent=1).encode() + b"\n"
+    named = tuple((key.replace("_", "-"), text) for key, text in headers.items())
+    return Response(status, body, JSON, named)

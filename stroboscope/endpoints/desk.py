@@ -1,0 +1,121 @@
+"""What handlers stand on: one object per surface, shared by all its requests."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Protocol
+from weakref import WeakSet
+
+from stroboscope._clock import SYSTEM, Clock
+from stroboscope._core import engine
+from stroboscope._http.messages import Cancellation, Response
+from stroboscope.endpoints.audit import Audit
+from stroboscope.endpoints.gate import Gate
+from stroboscope.endpoints.knobset import knobs_of
+from stroboscope.endpoints.leases import Leases
+from stroboscope.endpoints.shares import Artefacts
+from stroboscope.formats.pprof import stable_address
+from stroboscope.formats.profile import Frame
+from stroboscope.profiles.governor import Governor
+from stroboscope.settings import Settings
+
+if TYPE_CHECKING:
+    from stroboscope.endpoints.call import Action, Call
+
+#: Addresses of emitted profiles whose names `/debug/pprof/symbol` still knows.
+SYMBOLS_CAP = 20_000
+
+#: Seconds to trace and a way to be told to stop; returns the trace.
+Tracer = Callable[[float, Cancellation], bytes]
+
+
+class Shown(Protocol):
+    """What a middleware lets be seen and switched."""
+
+    def tenants(self) -> list[str]:
+        """The tenants that are shown by name now."""
+
+    def set_bounds(self, bounds_s: Iterable[float]) -> None:
+        """Other bounds for the latency label, from now on."""
+
+
+class Desk:
+    """Settings, gate, leases, knobs, audit and counters of one surface.
+
+    `shareable` finds the action a link may open, `open` answers it; the surface sets
+    both, for it alone knows the table of routes.
+    """
+
+    def __init__(
+        self, settings: Settings, clock: Clock = SYSTEM, tracer: Tracer | None = None
+    ) -> None:
+        self.settings = settings
+        self.clock = clock
+        self.tracer = tracer
+        self.gate = Gate(settings, clock)
+        self.knobs = knobs_of(settings, clock)
+        self.leases = Leases(clock)
+        self.artefacts = Artefacts(clock)
+        self.governor = Governor(settings.overhead_share, clock)
+        self.audit = Audit()
+        #: (endpoint, status): requests since the process began.
+        self.answered: Counter[tuple[str, int]] = Counter()
+        self.labellers: list[Shown] = []
+        self.symbols: OrderedDict[int, str] = OrderedDict()
+        self.last_collection_s = float("-inf")
+        self.lock = threading.Lock()
+        self.shareable: Callable[[str], Action | None]
+        self.open: Callable[[str, Call], Response]
+        self._loops: WeakSet[asyncio.AbstractEventLoop] = WeakSet()
+        self._watches = False
+        self.knobs.on_change("latency_buckets", self._set_bounds)
+        os.register_at_fork(after_in_child=self._after_fork)
+
+    def add_loop(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Remember a loop whose tasks stacks are asked for."""
+        self._loops.add(loop)
+
+    def loops(self) -> list[asyncio.AbstractEventLoop]:
+        """The loops that run in this process, as far as requests came by them."""
+        return [loop for loop in list(self._loops) if not loop.is_closed()]
+
+    def remember_symbols(self, frames: Iterable[Frame]) -> None:
+        """Keep the names of the addresses a profile was given."""
+        with self.lock:
+            for frame in frames:
+                self.symbols[stable_address(frame)] = frame.function
+            while len(self.symbols) > SYMBOLS_CAP:
+                self.symbols.popitem(last=False)
+
+    def watch_knobs(self) -> None:
+        """See to it that overrides end when their time is over, asked or not."""
+        with self.lock:
+            if self._watches or self.knobs.expire() is None:
+                return
+            self._watches = True
+        engine.start_thread(self._expire_knobs)
+
+    def _expire_knobs(self) -> None:
+        while True:
+            with self.lock:
+                left_s = self.knobs.expire()
+                if left_s is None:
+                    self._watches = False
+                    return
+            engine.sleep(min(left_s + 0.01, 0.5))
+
+    def _set_bounds(self, bounds_s: list[float]) -> None:
+        for labeller in self.labellers:
+            labeller.set_bounds(bounds_s)
+
+    def _after_fork(self) -> None:
+        # Overrides stay in force in the child; its first request watches them again.
+        self.lock = threading.Lock()
+        self.audit.after_fork()
+        self.knobs.after_fork()
+        self._watches = False
+        self._loops = WeakSet()

@@ -1,0 +1,121 @@
+"""The knobs of the surface: what can be switched at run time, and how far."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from stroboscope._clock import SYSTEM, Clock
+from stroboscope._core import engine
+from stroboscope.knobs import Knob, Knobs, flag, real, whole
+from stroboscope.settings import CPU_HZ_MAX, Settings
+
+_LOGGERS_CAP = 32
+_BOUNDS_CAP = 8
+_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+
+
+def _presets(safe: Any, forensic: Any) -> dict[str, Any]:
+    return {"production-safe": safe, "forensic": forensic}
+
+
+def knobs_of(settings: Settings, clock: Clock = SYSTEM) -> Knobs:
+    """The knobs, their baselines taken from the settings."""
+    s = settings
+    made = Knobs(
+        (
+            Knob(
+                "cpu_hz",
+                s.cpu_hz,
+                whole(1, CPU_HZ_MAX),
+                _presets(100, 1000),
+                "CPU samples a second of CPU time and thread.",
+            ),
+            Knob(
+                "mutex_fraction",
+                s.mutex_fraction,
+                whole(0, 10**6),
+                _presets(100, 1),
+                "One in so many contentions is counted; 0 is off.",
+            ),
+            Knob(
+                "block_rate_ns",
+                s.block_rate_ns,
+                whole(0, 10**12),
+                _presets(10**6, 1),
+                "One blocking event per so many nanoseconds blocked; 0 is off.",
+            ),
+            Knob(
+                "heap_rate_bytes",
+                s.heap_rate_bytes,
+                whole(0, 1 << 40),
+                _presets(524_288, 65_536),
+                "One allocation per so many bytes; 0 is off.",
+            ),
+            Knob(
+                "trace_fraction",
+                s.trace_fraction,
+                real(0, 1),
+                _presets(0.01, 1.0),
+                "Share of requests that are traced.",
+            ),
+            Knob(
+                "flight_recorder",
+                s.flight_recorder,
+                flag,
+                _presets(True, True),
+                "Whether the last seconds are kept.",
+            ),
+            Knob(
+                "latency_buckets",
+                list(s.latency_buckets),
+                _bounds,
+                {},
+                "Upper bounds of the latency label, in seconds.",
+            ),
+            Knob("log_levels", {}, _levels, {}, "Level by logger."),
+        ),
+        clock,
+    )
+    made.on_change("log_levels", _LogLevels())
+    made.on_change("cpu_hz", engine.set_rate)
+    return made
+
+
+def _bounds(value: Any) -> list[float]:
+    check = real(0.000_001, 86_400)
+    if not isinstance(value, list) or not 1 <= len(value) <= _BOUNDS_CAP:
+        raise ValueError(f"allowed: a list of 1 to {_BOUNDS_CAP} seconds")
+    bounds = [check(one) for one in value]
+    if any(a >= b for a, b in itertools.pairwise(bounds)):
+        raise ValueError("allowed: ascending seconds")
+    return bounds
+
+
+def _levels(value: Any) -> dict[str, str]:
+    if not isinstance(value, dict) or len(value) > _LOGGERS_CAP:
+        raise ValueError(f"allowed: at most {_LOGGERS_CAP} loggers with their level")
+    for name, level in value.items():
+        # Naming a logger makes it, for ever: only those that are there.
+        if name and name not in logging.root.manager.loggerDict:
+            raise ValueError(f"no logger {name!r:.80} in this process")
+        if level not in _LEVELS:
+            raise ValueError(f"allowed levels: {', '.join(_LEVELS)}")
+    return dict(value)
+
+
+class _LogLevels:
+    """Sets levels, and sets back those that are no longer named."""
+
+    def __init__(self) -> None:
+        self._before: dict[str, int] = {}
+
+    def __call__(self, levels: Mapping[str, str]) -> None:
+        for name in [name for name in self._before if name not in levels]:
+            logging.getLogger(name).setLevel(self._before.pop(name))
+        for name, level in levels.items():
+            logger = logging.getLogger(name)
+            self._before.setdefault(name, logger.level)
+            logger.setLevel(level)

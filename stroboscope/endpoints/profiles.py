@@ -1,0 +1,242 @@
+"""Go's URLs: profiles in pprof format, with Go's headers, bodies and errors.
+
+Source: net/http/pprof of Go 1.27. Blocks while something is collected.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from stroboscope._core import Window, engine
+from stroboscope._http.messages import PROFILE, TEXT, Response, refusal
+from stroboscope._http.parameters import first, profile_seconds, snapshot_seconds
+from stroboscope.endpoints.call import Call
+from stroboscope.endpoints.leases import LeaseTaken
+from stroboscope.errors import EngineUnavailable, WindowsExhausted
+from stroboscope.formats import text
+from stroboscope.formats.pprof import encode, prune
+from stroboscope.formats.profile import Profile, ValueType, columns, subtract
+from stroboscope.profiles import stacks
+from stroboscope.profiles.breath import Breath
+from stroboscope.profiles.cpu import collect_cpu
+
+BUSY = "Could not enable CPU profiling: cpu profiling already in use"
+FORENSIC_HZ = 1000
+_COUNT, _NS, _BYTES = "count", "nanoseconds", "bytes"
+_MEMORY = (
+    ValueType("alloc_objects", _COUNT),
+    ValueType("alloc_space", _BYTES),
+    ValueType("inuse_objects", _COUNT),
+    ValueType("inuse_space", _BYTES),
+)
+_THREADS = ValueType("threadcreate", _COUNT)
+_DELAY = (ValueType("contentions", _COUNT), ValueType("delay", _NS))
+#: Sample types, period type, period and default of profiles that nothing collects yet.
+_EMPTY = {
+    "heap": (_MEMORY, ValueType("space", _BYTES), 524_288, ""),
+    "allocs": (_MEMORY, ValueType("space", _BYTES), 524_288, "alloc_space"),
+    "mutex": (_DELAY, _DELAY[0], 1, ""),
+    "block": (_DELAY, _DELAY[0], 1, ""),
+    "threadcreate": ((_THREADS,), _THREADS, 1, ""),
+    "wall": ((ValueType("wall", _NS),), ValueType("wall", _NS), 10_000_000, ""),
+}
+NAMES = ("allocs", "block", "goroutine", "heap", "mutex", "threadcreate")
+_ADDRESS = re.compile(rb"0[xX][0-9a-fA-F]{1,16}")
+
+
+def profile(call: Call) -> Response:
+    """A CPU profile; with `forensic=1` alone and at the kernel's full rate."""
+    settings, request = call.desk.settings, call.request
+    seconds, clamped = profile_seconds(request.query, settings.profile_seconds_cap)
+    if first(request.query, "forensic") != "1":
+        return _cpu(call, seconds, clamped, call.desk.knobs.get("cpu_hz"))
+    try:
+        with call.desk.leases.hold("forensic profile", call.grant.token_id, seconds):
+            before = engine.hz
+            answer = _cpu(call, seconds, clamped, FORENSIC_HZ, raises_rate=True)
+            engine.set_rate(before or call.desk.knobs.get("cpu_hz"))
+            return answer
+    except LeaseTaken as taken:
+        return _taken(call, taken)
+
+
+def _cpu(
+    call: Call, seconds: float, clamped: bool, hz: int, raises_rate: bool = False
+) -> Response:
+    desk, request = call.desk, call.request
+    began_s = time.monotonic()
+
+    def on_window(window: Window) -> None:
+        request.cancellation.on_cancel(window.cancel)
+        if raises_rate:
+            engine.set_rate(hz)
+
+    try:
+        collected = collect_cpu(
+            seconds,
+            on_window,
+            hz=hz,
+            windows=desk.settings.windows,
+            each=desk.governor.look,
+        )
+    except WindowsExhausted as error:
+        wait = (("Retry-After", str(error.retry_after_s)),)
+        return refusal(request, 429, BUSY, wait)
+    except EngineUnavailable as error:
+        return refusal(request, 503, f"Could not enable CPU profiling: {error}")
+    headers = _clamp(seconds, clamped)
+    comments = [f"clamped: seconds={seconds:g}"] if clamped else []
+    actions = desk.governor.actions_since(began_s)
+    if actions:
+        headers.append(("X-Stroboscope-Governed", actions[-1].kind))
+        comments += [f"overhead governor {action.text}" for action in actions]
+    collected = replace(collected, comments=(*collected.comments, *comments))
+    return _attached(call, "profile", collected, headers)
+
+
+def snapshot(name: str) -> Callable[[Call], Response]:
+    """The handler of one of Go's snapshot profiles: `debug`, `seconds`, `gc`."""
+
+    def handler(call: Call) -> Response:
+        query = call.request.query
+        debug = first(query, "debug") or "0"
+        cap = call.desk.settings.profile_seconds_cap
+        try:
+            seconds, clamped = snapshot_seconds(query, cap)
+        except ValueError as error:
+            return refusal(call.request, 400, str(error))
+        if seconds is not None and debug not in ("", "0"):
+            return refusal(
+                call.request, 400, "seconds and debug params are incompatible"
+            )
+        if debug == "2" and name == "goroutine":
+            return Response(200, _blocks(call).encode("utf-8", "replace"))
+        collected = _collect(call, name)
+        if debug not in ("", "0"):
+            shown = text.counts(name, collected)
+            return Response(200, shown.encode("utf-8", "replace"), TEXT)
+        if seconds is None:
+            return _attached(call, name, collected, [])
+        began_ns = time.time_ns()
+        if not _wait(call, seconds):
+            return refusal(call.request, 408, "the client went away")
+        ended_ns = time.time_ns()
+        delta = subtract(_collect(call, name), collected)
+        delta = replace(delta, time_ns=ended_ns, duration_ns=ended_ns - began_ns)
+        return _attached(call, f"{name}-delta", delta, _clamp(seconds, clamped))
+
+    handler.__name__ = name
+    handler.__doc__ = f"Go's {name} profile."
+    return handler
+
+
+def wall(call: Call) -> Response:
+    """Wall-clock time; its collector is not built yet, so it is empty and says so."""
+    seconds, clamped = profile_seconds(
+        call.request.query, call.desk.settings.profile_seconds_cap
+    )
+    return _attached(call, "wall", _collect(call, "wall"), _clamp(seconds, clamped))
+
+
+def trace(call: Call) -> Response:
+    """An execution trace, one at a time."""
+    desk, request = call.desk, call.request
+    if desk.tracer is None:
+        return refusal(request, 501, "this version has no execution trace")
+    try:
+        wanted = float(first(request.query, "seconds") or "1")
+    except ValueError:
+        wanted = 1.0
+    wanted = wanted if 0 < wanted < 1e9 else 1.0
+    seconds = min(wanted, desk.settings.trace_seconds_cap)
+    try:
+        with desk.leases.hold("trace", call.grant.token_id, seconds):
+            body = desk.tracer(seconds, request.cancellation)
+    except LeaseTaken as taken:
+        return _taken(call, taken)
+    headers = [("Content-Disposition", 'attachment; filename="trace"')]
+    headers += _clamp(seconds, wanted > seconds)
+    return Response(200, body, PROFILE, tuple(headers))
+
+
+def cmdline(call: Call) -> Response:
+    """The program's name where settings allow it: arguments may hold secrets."""
+    if not call.desk.settings.cmdline:
+        return refusal(call.request, 404, "Unknown profile")
+    return Response(200, sys.argv[0].encode("utf-8", "replace"))
+
+
+def symbol(call: Call) -> Response:
+    """Names of addresses in profiles that this process gave out."""
+    asked = call.request.body or call.request.query.encode("latin-1", "replace")
+    lines = ["num_symbols: 1"]
+    for found in _ADDRESS.findall(asked)[:1000]:
+        name = call.desk.symbols.get(int(found, 16))
+        if name is not None:
+            lines.append(f"{found.decode()} {name}")
+    return Response(200, ("\n".join(lines) + "\n").encode("utf-8", "replace"))
+
+
+def _collect(call: Call, name: str) -> Profile:
+    if name == "goroutine":
+        taken = stacks.snapshot(call.desk.loops())
+        return stacks.to_profile(taken, time.time_ns(), ())
+    types, period_type, period, default = _EMPTY[name]
+    note = f"{name}: nothing collects it yet, so it is empty"
+    return Profile(
+        sample_types=types,
+        samples=[],
+        period_type=period_type,
+        period=period,
+        time_ns=time.time_ns(),
+        comments=(note,),
+        default_sample_type=default,
+    )
+
+
+def _blocks(call: Call) -> str:
+    return text.blocks(
+        [
+            (
+                f'{one.kind} "{one.name}" [{one.state or "thread"}]',
+                one.labels,
+                one.frames,
+            )
+            for one in stacks.snapshot(call.desk.loops())
+        ]
+    )
+
+
+def _wait(call: Call, seconds: float) -> bool:
+    """Whether the time passed before the client went away."""
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        if call.request.cancellation.cancelled:
+            return False
+        engine.sleep(min(left, 0.05))
+    return True
+
+
+def _attached(
+    call: Call, filename: str, collected: Profile, headers: list[tuple[str, str]]
+) -> Response:
+    breathe = Breath()
+    pruned = prune(collected, breathe=breathe)
+    body = encode(pruned, breathe)
+    table = columns(pruned.samples, len(pruned.sample_types))
+    call.desk.remember_symbols(table.frames)
+    named = ("Content-Disposition", f'attachment; filename="{filename}"')
+    return Response(200, body, PROFILE, (named, *headers))
+
+
+def _clamp(seconds: float, clamped: bool) -> list[tuple[str, str]]:
+    return [("X-Stroboscope-Clamped", f"seconds={seconds:g}")] if clamped else []
+
+
+def _taken(call: Call, taken: LeaseTaken) -> Response:
+    wait = (("Retry-After", str(taken.retry_after_s)),)
+    return refusal(call.request, 429, f"a {taken.kind} is being taken", wait)

@@ -1,0 +1,130 @@
+"""The one table: it routes, and it draws the index page and the description."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from stroboscope.endpoints import pages, profiles, state
+from stroboscope.endpoints.call import Action, Handler, Route
+
+_SECONDS = {"seconds": "how long; clamped to the cap"}
+_DELTA = {
+    "seconds": "the difference over so long, instead of the total",
+    "debug": "1: text for people; 2: a block per stack",
+    "gc": "1: collect first (heap)",
+}
+
+
+def _get(
+    path: str,
+    scope: str,
+    handler: Handler,
+    description: str,
+    parameters: Mapping[str, str] | None = None,
+    **other: Action,
+) -> Route:
+    """A route with a GET; a path that ends in a slash is served without it, too."""
+    paths = (path, path[:-1]) if path.endswith("/") else (path,)
+    return Route(
+        paths, {"GET": Action(scope, handler, description, parameters or {}), **other}
+    )
+
+
+ROUTES = (
+    _get("/", "metrics", pages.index, "This page; JSON with Accept."),
+    _get("/pprof/", "profile", pages.pprof_index, "Profiles, as Go lists them."),
+    _get(
+        "/pprof/profile",
+        "profile",
+        profiles.profile,
+        "CPU time by stack and label.",
+        {**_SECONDS, "forensic": "1: at the full rate, alone"},
+    ),
+    *(
+        _get(
+            f"/pprof/{name}",
+            "profile",
+            profiles.snapshot(name),
+            f"Go's {name} profile.",
+            _DELTA,
+        )
+        for name in profiles.NAMES
+    ),
+    _get("/pprof/wall", "profile", profiles.wall, "Time on and off CPU.", _SECONDS),
+    _get("/fgprof", "profile", profiles.wall, "The same, where fgprof is.", _SECONDS),
+    _get(
+        "/trace",
+        "trace",
+        profiles.trace,
+        "An execution trace, one at a time.",
+        _SECONDS,
+    ),
+    _get("/pprof/trace", "trace", profiles.trace, "The same, at Go's URL.", _SECONDS),
+    _get(
+        "/pprof/cmdline", "profile", profiles.cmdline, "The program's name, if shown."
+    ),
+    _get(
+        "/pprof/symbol",
+        "profile",
+        profiles.symbol,
+        "Names of addresses: 0xADDR+0xADDR.",
+        POST=Action("profile", profiles.symbol, "The same from a body.", {}, "text"),
+    ),
+    _get("/stacks", "profile", state.show_stacks, "Every thread and task now."),
+    _get("/labels", "metrics", state.labels, "Label sets and what their caps refused."),
+    _get("/metrics", "metrics", state.metrics, "Our counters, for Prometheus."),
+    _get(
+        "/gc",
+        "metrics",
+        state.gc_statistics,
+        "The garbage collector's counts.",
+        POST=Action("admin", state.gc_collect, "Collect now, once in 10 s.", {}),
+    ),
+    _get(
+        "/settings",
+        "metrics",
+        state.settings,
+        "Knobs, their baselines and presets.",
+        PUT=Action(
+            "admin",
+            state.change_settings,
+            "Switch knobs for a while.",
+            {
+                "preset": "production-safe or forensic",
+                "ttl": "how long, such as 10m (default 15m, at most 24h), or none",
+            },
+            "json",
+        ),
+    ),
+    _get("/selfcheck", "metrics", state.selfcheck, "The doctor's report."),
+    _get("/openapi.json", "admin", pages.openapi, "This surface, described."),
+    Route(
+        ("/share",),
+        {
+            "POST": Action(
+                "profile",
+                state.share,
+                "Make a link that opens one path for at most 15 minutes.",
+                {
+                    "path": "below the mount, with its query",
+                    "ttl": "such as 10m",
+                    "keep": "true: take it now and keep it for the link",
+                },
+                "json",
+            )
+        },
+    ),
+    Route(
+        ("/revoke",),
+        {
+            "POST": Action(
+                "admin",
+                state.revoke,
+                "Refuse a token or link by id, or all until now.",
+                {"id": "of a token or link", "before": "now"},
+                "json",
+            )
+        },
+    ),
+)
+BY_PATH = {path: route for route in ROUTES for path in route.paths}

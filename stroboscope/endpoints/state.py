@@ -1,0 +1,303 @@
+"""What the process says of itself, and what may be switched: JSON and text."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import platform
+import time
+from collections import Counter
+from typing import Any
+
+from stroboscope._clock import duration_s
+from stroboscope._core import engine
+from stroboscope._http.messages import JSON, Response, refusal
+from stroboscope.auth.tokens import SHARE_TTL_CAP_S
+from stroboscope.endpoints.call import Call, as_json
+from stroboscope.errors import KnobConflict, KnobError
+from stroboscope.formats.prometheus import CONTENT_TYPE, Family, one, render
+from stroboscope.knobs import TTL_DEFAULT_S
+from stroboscope.labels import TABLE
+from stroboscope.profiles import stacks
+
+GC_EVERY_S = 10.0
+
+
+def labels(call: Call) -> Response:
+    """The label sets alive now, what the caps refused, and the tenants shown."""
+    stats = TABLE.stats()
+    return as_json(
+        {
+            "alive": stats.alive,
+            "cap": stats.cap,
+            "made": stats.made,
+            "overflowed": stats.overflowed,
+            "truncated": stats.truncated,
+            "failed": stats.failed,
+            "tenants": sorted(
+                {t for one in call.desk.labellers for t in one.tenants()}
+            ),
+            "sets": [dict(found.items) for found in stats.sets],
+        }
+    )
+
+
+def show_stacks(call: Call) -> Response:
+    """Every thread and asyncio task with its labels: text, or JSON on request."""
+    found = stacks.snapshot(call.desk.loops())
+    if JSON in (call.request.header("accept") or ""):
+        return as_json(
+            [
+                {
+                    "kind": stack.kind,
+                    "name": stack.name,
+                    "state": stack.state,
+                    "labels": dict(stack.labels),
+                    "frames": [f"{f.function} {f.file}:{f.line}" for f in stack.frames],
+                }
+                for stack in found
+            ]
+        )
+    lines = []
+    for stack in found:
+        shown = " ".join(f"{key}={value}" for key, value in stack.labels)
+        parts = (stack.kind, stack.name, stack.state, shown)
+        lines.append(" ".join(filter(None, parts)))
+        lines += [f"    {f.function} {f.file}:{f.line}" for f in stack.frames]
+        lines.append("")
+    return Response(200, "\n".join(lines).encode("utf-8", "replace"))
+
+
+def gc_statistics(call: Call) -> Response:
+    """The garbage collector's own counts; collects nothing."""
+    del call
+    return as_json(
+        {
+            "enabled": gc.isenabled(),
+            "count": gc.get_count(),
+            "threshold": gc.get_threshold(),
+            "frozen": gc.get_freeze_count(),
+            "generations": gc.get_stats(),
+        }
+    )
+
+
+def gc_collect(call: Call) -> Response:
+    """A full collection now; the application stands still for its time."""
+    desk = call.desk
+    with desk.lock:
+        now_s = desk.clock.monotonic_ns() / 1e9
+        left_s = desk.last_collection_s + GC_EVERY_S - now_s
+        if left_s > 0:
+            wait = (("Retry-After", str(int(left_s) + 1)),)
+            return refusal(call.request, 429, "collected less than 10 s ago", wait)
+        desk.last_collection_s = now_s
+    began = time.perf_counter()
+    freed = gc.collect()
+    took_ms = round((time.perf_counter() - began) * 1000, 3)
+    return as_json({"unreachable": freed, "took_ms": took_ms})
+
+
+def metrics(call: Call) -> Response:
+    """Our own counters in Prometheus' text format."""
+    desk, info, stats = call.desk, engine.info(), TABLE.stats()
+    counters = Counter({k: v for k, v in info.counters.items() if isinstance(v, int)})
+    losses = tuple(
+        ({"reason": name.removeprefix("lost_")}, float(counters[name]))
+        for name in counters
+        if name.startswith("lost_")
+    )
+    answered = tuple(
+        ({"endpoint": endpoint, "status": str(status)}, float(count))
+        for (endpoint, status), count in sorted(desk.answered.items())
+    )
+    held = desk.leases.current()
+    prefix = "stroboscope_"
+    families = [
+        Family(
+            prefix + "engine_info",
+            "gauge",
+            "Which engine.",
+            (({"kind": info.kind}, 1),),
+        ),
+        one(prefix + "windows", "gauge", "Windows that sample.", info.windows),
+        one(prefix + "samples_total", "counter", "Samples taken.", counters["samples"]),
+        Family(prefix + "samples_lost_total", "counter", "Samples lost.", losses),
+        one(
+            prefix + "cpu_seconds_total",
+            "counter",
+            "CPU time we used ourselves.",
+            engine.own_cpu_ns() / 1e9,
+        ),
+        Family(
+            prefix + "governor_actions_total",
+            "counter",
+            "What the overhead governor did.",
+            (
+                ({"action": "slowed"}, desk.governor.slowed),
+                ({"action": "stopped"}, desk.governor.stopped),
+            ),
+        ),
+        one(prefix + "label_sets", "gauge", "Label sets alive.", stats.alive),
+        one(
+            prefix + "label_sets_overflowed_total",
+            "counter",
+            "Label sets refused by the cap.",
+            stats.overflowed,
+        ),
+        one(
+            prefix + "label_failures_total",
+            "counter",
+            "Requests or labels lost by a failure.",
+            stats.failed,
+        ),
+        one(prefix + "lease_held", "gauge", "Exclusive captures.", float(bool(held))),
+        Family(prefix + "requests_total", "counter", "Requests answered.", answered),
+        one(
+            prefix + "auth_throttled_total",
+            "counter",
+            "Failures answered 429.",
+            desk.gate.throttle.refused,
+        ),
+        one(prefix + "audit_records_total", "counter", "Written.", desk.audit.written),
+        one(
+            prefix + "audit_records_dropped_total",
+            "counter",
+            "Audit records that could not be written.",
+            desk.audit.dropped,
+        ),
+    ]
+    return Response(200, render(families).encode(), CONTENT_TYPE)
+
+
+def settings(call: Call) -> Response:
+    """Every knob: value, baseline, seconds until it returns."""
+    return _described(call)
+
+
+def change_settings(call: Call) -> Response:
+    """Switch knobs for a while; all of the change or none of it.
+
+    The body is JSON: knobs with their values (null returns to the baseline), or
+    `preset`, and `ttl`: `"10m"`, or `"none"` until changed again.
+    """
+    knobs = call.desk.knobs
+    try:
+        wanted = json.loads(call.request.body)
+        if not isinstance(wanted, dict):
+            raise KnobError("the body is no JSON object")
+        ttl = wanted.pop("ttl", None)
+        ttl_s = (
+            TTL_DEFAULT_S if ttl is None else None if ttl == "none" else duration_s(ttl)
+        )
+        preset = wanted.pop("preset", None)
+        values = {} if preset is None else knobs.preset(str(preset))
+        knobs.change({**values, **wanted}, ttl_s, _version(call))
+    except KnobConflict as error:
+        return refusal(call.request, 409, str(error))
+    except (ValueError, RecursionError) as error:  # KnobError is one
+        return refusal(call.request, 400, _one_line(error))
+    call.desk.watch_knobs()
+    return _described(call)
+
+
+def selfcheck(call: Call) -> Response:
+    """What `stroboscope doctor` says, of this process."""
+    info = engine.info()
+    owner = {1: "ours", 0: "free", -1: "another handler"}
+    sigprof = owner.get(info.counters.get("sigprof", 0), "free")
+    return as_json(
+        {
+            "engine": info.kind,
+            "reason": info.reason,
+            "sigprof": sigprof,
+            "healthy": info.kind == "native" and sigprof != "another handler",
+            "python": platform.python_version(),
+            "process": os.getpid(),
+            "keys": len(call.desk.settings.keys),
+            "own_cpu_share": round(call.desk.governor.last, 5),
+            "worker_model": "this worker answers for itself",
+        }
+    )
+
+
+def revoke(call: Call) -> Response:
+    """Refuse a token or link by its `id`, or all that were issued until now.
+
+    In this process; the setting `revoked` holds for all and for ever.
+    """
+    revocations = call.desk.gate.revocations
+    try:
+        wanted = json.loads(call.request.body)
+        if wanted == {"before": "now"}:
+            revocations.revoke_before(call.desk.clock.time_s())
+        elif isinstance(wanted, dict) and isinstance(wanted.get("id"), str):
+            revocations.revoke(wanted["id"][:64])
+        else:
+            raise KnobError('allowed: {"id": "..."} or {"before": "now"}')
+    except (ValueError, RecursionError) as error:
+        return refusal(call.request, 400, _one_line(error))
+    return as_json(
+        {"revoked": len(revocations), "not_before": revocations.not_before_s}
+    )
+
+
+def share(call: Call) -> Response:
+    """A link that opens one path for a while, for somebody without a token.
+
+    The body is JSON: `path` below the mount with its query, `ttl` of at most 15
+    minutes, and `keep`: true takes the capture now and keeps it for the link.
+    """
+    desk = call.desk
+    try:
+        wanted = json.loads(call.request.body)
+        if not isinstance(wanted, dict) or not isinstance(wanted.get("path"), str):
+            raise KnobError(
+                'allowed: {"path": "/pprof/profile?seconds=5", "ttl": "10m"}'
+            )
+        ttl_s = duration_s(wanted.get("ttl", "10m"))
+        if not 0 < ttl_s <= SHARE_TTL_CAP_S:
+            raise KnobError("ttl: allowed at most 15m")
+    except (ValueError, RecursionError) as error:
+        return refusal(call.request, 400, _one_line(error))
+    if call.grant.expires_s:  # a link does not outlive the token it was made with
+        ttl_s = min(ttl_s, max(1.0, call.grant.expires_s - desk.clock.time_s()))
+    target = wanted["path"]
+    action = desk.shareable(target)
+    if action is None or not {action.scope, "admin"} & call.grant.scopes:
+        return refusal(call.request, 403, "this path cannot be shared with this token")
+    link, made = desk.gate.tokens.mint_share(target, ttl_s)
+    if wanted.get("keep") is True:
+        answer = desk.open(target, call)
+        if answer.status != 200:
+            return answer
+        desk.artefacts.keep(made.token_id, answer, made.expires_s)
+    return as_json(
+        {
+            "url": f"{desk.settings.prefix}/share/{link}",
+            "id": made.token_id,
+            "expires_in": int(ttl_s),
+        },
+        201,
+    )
+
+
+def _described(call: Call) -> Response:
+    knobs = call.desk.knobs
+    body: dict[str, Any] = {"settings": knobs.describe(), "version": knobs.version}
+    return as_json(body, ETag=f'"{knobs.version}"')
+
+
+def _version(call: Call) -> int | None:
+    text = call.request.header("if-match")
+    if text is None:
+        return None
+    digits = text.strip().strip('"')
+    if not digits.isascii() or not digits.isdigit() or len(digits) > 18:
+        raise KnobConflict("If-Match is no version of these settings")
+    return int(digits)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or "the body is no JSON"

@@ -1,0 +1,39 @@
+"""Prometheus' text format, version 0.0.4. Source: prometheus.io, "Exposition formats"."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A metric: its name, `counter` or `gauge`, what it says, values by labels."""
+
+    name: str
+    kind: str
+    help: str
+    values: tuple[tuple[Mapping[str, str], float], ...]
+
+
+def one(name: str, kind: str, text: str, value: float) -> Family:
+    """A metric without labels."""
+    return Family(name, kind, text, (({}, value),))
+
+
+def render(families: Iterable[Family]) -> str:
+    """The exposition; families in the order given."""
+    lines = []
+    for family in families:
+        lines.append(f"# HELP {family.name} {family.help}")
+        lines.append(f"# TYPE {family.name} {family.kind}")
+        for labels, value in family.values:
+            inner = ",".join(
+                f'{k}="{v.translate(_ESCAPES)}"' for k, v in labels.items()
+            )
+            shown = f"{{{inner}}}" if inner else ""
+            lines.append(f"{family.name}{shown} {value:.17g}")
+    return "\n".join(lines) + "\n"
