@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import pytest
 
-from stroboscope._core import LABELS, Capture, LabelCell, engine
+from stroboscope._core import LABELS, Capture, LabelCell, _native, engine
 from stroboscope.errors import WindowsExhausted
 
 
@@ -325,3 +325,16 @@ def test_two_thousand_threads_cost_little_to_look_after() -> None:
 
     assert threads_armed >= 2000
     assert spent_ns / 10 < 2e6
+
+
+def test_a_thread_armed_on_the_wrong_clock_is_armed_anew() -> None:
+    """A thread's state may carry its creator's id when it is first seen."""
+    thread = threading.Thread(target=burn_a, args=(0.8,))
+    window = engine.open_window(100)
+    thread.start()
+    assert _native.misarm(thread.ident or 0)
+    thread.join()
+    capture = window.close()
+
+    total = by_function_and_label(capture)
+    assert total["a", ""] > 0.5e9

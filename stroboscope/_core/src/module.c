@@ -238,6 +238,13 @@ rest(PyObject *Py_UNUSED(module), PyObject *argument)
 }
 
 static PyObject *
+misarm(PyObject *Py_UNUSED(module), PyObject *argument)
+{
+    unsigned long ident = PyLong_AsUnsignedLong(argument);
+    return PyErr_Occurred() ? NULL : PyBool_FromLong(sb_sampler_misarm(ident));
+}
+
+static PyObject *
 storm(PyObject *Py_UNUSED(module), PyObject *args)
 {
     unsigned long long count;
@@ -304,6 +311,7 @@ static PyMethodDef methods[] = {
     {"wrap_bootstrap", wrap_bootstrap, METH_O, "Arm threads as they start."},
     {"start_thread", start_thread, METH_O, "Run a callable on a system thread."},
     {"sleep", rest, METH_O, "Sleep, whatever patched time.sleep."},
+    {"misarm", misarm, METH_O, "Arm a thread on the caller's clock, for a test."},
     {"storm", storm, METH_VARARGS, "Send sampler signals to random threads."},
     {NULL, NULL, 0, NULL},
 };

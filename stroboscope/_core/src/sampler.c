@@ -317,9 +317,8 @@ set_timer(const record *self)
 }
 
 static int
-arm(PyThreadState *tstate)
+arm_as(PyThreadState *tstate, pid_t tid)
 {
-    pid_t tid = (pid_t)tstate->native_thread_id;
     uint32_t index;
     record *self = tid > 0 ? free_record(&index) : NULL;
     if (self == NULL) {
@@ -343,6 +342,12 @@ arm(PyThreadState *tstate)
     atomic_store(&self->tstate, tstate);
     set_timer(self);
     return 0;
+}
+
+static int
+arm(PyThreadState *tstate)
+{
+    return arm_as(tstate, (pid_t)tstate->native_thread_id);
 }
 
 static void
@@ -390,12 +395,27 @@ sb_sampler_exclude_current(void)
     }
 }
 
+/* On 3.11 a state carries its creator's thread id until its own thread runs: tended
+ * meanwhile, it was armed on the wrong clock. */
+static int
+is_for(const record *self, const PyThreadState *tstate)
+{
+    return self->tid == (pid_t)tstate->native_thread_id;
+}
+
 int
 sb_sampler_arm_current(void)
 {
     PyThreadState *tstate = PyThreadState_Get();
-    if (!atomic_load(&active) || is_excluded(tstate->id) || armed_record(tstate)) {
+    if (!atomic_load(&active) || is_excluded(tstate->id)) {
         return 0;
+    }
+    record *self = armed_record(tstate);
+    if (self != NULL && is_for(self, tstate)) {
+        return 0;
+    }
+    if (self != NULL) {
+        disarm(self);
     }
     return arm(tstate) == 0;
 }
@@ -447,11 +467,12 @@ tend_threads(void)
     PyThreadState *tstate = PyInterpreterState_ThreadHead(PyInterpreterState_Get());
     for (; tstate != NULL; tstate = PyThreadState_Next(tstate)) {
         uint16_t found = *index_slot(tstate->id);
-        if (found != 0 && atomic_load(&records[found]->tstate) == tstate) {
+        if (found != 0 && atomic_load(&records[found]->tstate) == tstate &&
+            is_for(records[found], tstate)) {
             records[found]->seen = 1;
         }
         else if (!is_excluded(tstate->id)) {
-            arm(tstate);
+            arm(tstate); /* what it was armed with before is not seen, and goes */
         }
     }
     for (uint32_t i = 1; i < record_count; i++) {
@@ -666,6 +687,20 @@ sb_sampler_check(void)
     equal = equal && expected == NULL;
     Py_XDECREF(expected);
     return equal;
+}
+
+int
+sb_sampler_misarm(unsigned long ident)
+{
+    PyThreadState *tstate = PyInterpreterState_ThreadHead(PyInterpreterState_Get());
+    for (; tstate != NULL; tstate = PyThreadState_Next(tstate)) {
+        record *self = tstate->thread_id == ident ? armed_record(tstate) : NULL;
+        if (self != NULL) {
+            disarm(self);
+            return arm_as(tstate, (pid_t)syscall(SYS_gettid)) == 0;
+        }
+    }
+    return 0;
 }
 
 void

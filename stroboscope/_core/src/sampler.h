@@ -66,6 +66,9 @@ sb_counters sb_sampler_counters(void);
 /* 1 ours, 0 free, -1 somebody else's. */
 int sb_sigprof_owner(void);
 uint64_t sb_now_ns(void);
+/* Arm a thread on the clock of the calling one, as it may happen; for a test. 1 when it
+ * was armed before. */
+int sb_sampler_misarm(unsigned long ident);
 /* Send `count` sampler signals to random armed threads, `hz` a second, from a helper
  * thread: for the crash hunt. Blocks without the GIL. */
 void sb_sampler_storm(uint64_t count, unsigned hz);
