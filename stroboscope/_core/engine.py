@@ -105,6 +105,7 @@ class Engine:
         self._registered = False
         self._hz = 0
         self._charged_ns = 0
+        self._own_threads: set[int] = set()
 
     def info(self) -> EngineInfo:
         """Describe the engine. Cheap."""
@@ -187,7 +188,20 @@ class Engine:
 
         A real one even where gevent has patched `threading`.
         """
-        self._driver.start_thread(target)
+
+        def run() -> None:
+            ident = _get_ident()
+            self._own_threads.add(ident)
+            try:
+                target()
+            finally:
+                self._own_threads.discard(ident)
+
+        self._driver.start_thread(run)
+
+    def own_threads(self) -> frozenset[int]:
+        """The idents of our own threads that run now."""
+        return frozenset(self._own_threads)
 
     def sleep(self, seconds: float) -> None:
         """Sleep without the GIL, also where gevent has patched `time.sleep`."""
@@ -202,12 +216,22 @@ class Engine:
     def _after_fork(self) -> None:
         self._lock = _lock()
         self._windows = set()
+        self._own_threads = set()
         self._driver.after_fork()
 
     def _at_exit(self) -> None:
         for window in list(self._windows):
             window.cancel()
             window.close()
+
+
+def _get_ident() -> int:
+    """The system thread's ident, also where gevent has replaced `get_ident`."""
+    monkey = sys.modules.get("gevent.monkey")
+    if monkey is None:
+        return threading.get_ident()
+    ident: int = monkey.get_original("_thread", "get_ident")()
+    return ident
 
 
 def _lock() -> Any:

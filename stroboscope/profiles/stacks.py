@@ -73,11 +73,11 @@ def to_profile(stacks: list[Stack], now_ns: int, comments: tuple[str, ...]) -> P
 def _threads() -> list[Stack]:
     contexts = engine.contexts()
     names = {thread.ident: thread.name for thread in threading.enumerate()}
-    own = threading.get_ident()
+    own = engine.own_threads() | {threading.get_ident()}
     found = []
     frames = sys._current_frames()
     for ident, frame in frames.items():
-        if ident != own:
+        if ident not in own:
             name = _named(names.get(ident, ""), "thread")
             labels = labels_of(contexts.get(ident)).items
             found.append(Stack("thread", name, "", labels, _walk(frame)))

@@ -3,9 +3,7 @@
 import os
 import re
 import signal
-import socket
 import subprocess
-import sys
 import threading
 import time
 import urllib.request
@@ -16,19 +14,11 @@ from pathlib import Path
 
 import httpx
 import pytest
+from servers import FASTAPI, FLASK, GUNICORN, HYPERCORN, UVICORN, serving, token
 
-from stroboscope.auth.keys import generate_key
-from stroboscope.auth.tokens import Tokens
 from stroboscope.formats.pprof_reader import decode
 from stroboscope.formats.profile import Profile
-from stroboscope.settings import Settings
 
-ROOT = Path(__file__).parents[2]
-KEY = generate_key()
-FASTAPI, FLASK = "examples.fastapi_app:app", "examples.flask_app:app"
-UVICORN = "uvicorn --log-level warning --port {port} "
-HYPERCORN = "hypercorn --bind 127.0.0.1:{port} "
-GUNICORN = "gunicorn --log-level warning --bind 127.0.0.1:{port} "
 UVICORN_WORKER = "uvicorn.workers.UvicornWorker"
 #: name: (command, application). A supervisor stands above the workers of those with
 #: more than one process.
@@ -66,31 +56,6 @@ PATHS = {
 
 
 @contextmanager
-def serving(command: str, app: str) -> Iterator[tuple[str, int]]:
-    """The base address and the process started; its workers end with it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    process = subprocess.Popen(
-        [sys.executable, "-m", *command.format(port=port).split(), app],
-        cwd=ROOT,
-        env={**os.environ, "STROBOSCOPE_KEYS": KEY, "PYTHONWARNINGS": "ignore"},
-    )
-    base = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(200):
-            try:
-                httpx.get(base + "/debug/", timeout=5)
-                break
-            except httpx.HTTPError:
-                time.sleep(0.1)
-        yield base, process.pid
-    finally:
-        process.terminate()
-        process.wait(20)
-
-
-@contextmanager
 def under_load(base: str, paths: tuple[str, ...]) -> Iterator[None]:
     """Two clients who open a connection for each request: all workers get some."""
     done = threading.Event()
@@ -110,10 +75,6 @@ def under_load(base: str, paths: tuple[str, ...]) -> Iterator[None]:
         done.set()
         for client in clients:
             client.join()
-
-
-def token() -> str:
-    return Tokens(Settings(keys=(KEY,), service="shop")).mint(["profile"], 60)
 
 
 def fetch(base: str, seconds: float) -> Profile:

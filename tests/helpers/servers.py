@@ -1,0 +1,59 @@
+"""Start a real server on loopback, and end it."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import httpx
+
+from stroboscope.auth.keys import generate_key
+from stroboscope.auth.tokens import Tokens
+from stroboscope.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+KEY = generate_key()
+FASTAPI, FLASK = "examples.fastapi_app:app", "examples.flask_app:app"
+UVICORN = "uvicorn --log-level warning --port {port} "
+HYPERCORN = "hypercorn --bind 127.0.0.1:{port} "
+GUNICORN = "gunicorn --log-level warning --bind 127.0.0.1:{port} "
+
+
+def token(*scopes: str) -> str:
+    return Tokens(Settings(keys=(KEY,), service="shop")).mint(
+        scopes or ("profile",), 60
+    )
+
+
+@contextmanager
+def serving(
+    command: str, app: str, output: IO[bytes] | None = None
+) -> Iterator[tuple[str, int]]:
+    """The base address and the process started; its workers end with it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = subprocess.Popen(
+        [sys.executable, "-m", *command.format(port=port).split(), app],
+        cwd=ROOT,
+        stdout=output,
+        stderr=output,
+        env={**os.environ, "STROBOSCOPE_KEYS": KEY, "PYTHONWARNINGS": "ignore"},
+    )
+    base = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(200):
+            try:
+                httpx.get(base + "/debug/", timeout=5)
+                break
+            except httpx.HTTPError:
+                time.sleep(0.1)
+        yield base, process.pid
+    finally:
+        process.terminate()
+        process.wait(20)
