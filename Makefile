@@ -31,7 +31,14 @@ clean:
 HAMMER_SECONDS ?= 600
 .PHONY: hammer
 hammer: .venvs/main/.stamp
-	.venvs/main/bin/python tests/native/hammer.py $(HAMMER_SECONDS)
+	.venvs/main/bin/python -W ignore tests/native/hammer.py $(HAMMER_SECONDS)
+
+# The same with the sanitizers compiled in, and a short one under valgrind.
+.PHONY: sanitize valgrind
+sanitize:
+	@PYTHON="$(PYTHON)" bash tests/native/sanitize.sh $(HAMMER_SECONDS)
+valgrind: .venvs/main/.stamp
+	@bash tests/native/valgrind.sh
 
 # CPython 3.14 and 3.15, in a chroot; needs root and debootstrap.
 .PHONY: test-next

@@ -139,7 +139,9 @@ def test_stacks_show_threads_and_tasks_with_their_labels() -> None:
     assert "role=task" in task.splitlines()[0]
     (batch,) = [b for b in blocks if "waits_in_a_thread" in b]
     assert "role=batch" in batch.splitlines()[0]
-    ours = [b for b in blocks if b.startswith("thread") and "stroboscope/endpoints/" in b]
+    ours = [
+        b for b in blocks if b.startswith("thread") and "stroboscope/endpoints/" in b
+    ]
     assert ours == [], "our own threads are not shown"
 
 

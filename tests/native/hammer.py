@@ -5,12 +5,17 @@ label contradicted its stack. A storm of sampler signals comes on top of the tim
 """
 
 import asyncio
+import contextlib
 import contextvars
 import gc
+import importlib
 import os
+import pathlib
 import random
+import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -110,7 +115,33 @@ def collector_runs() -> None:
     gc.collect()
 
 
+def signals_from_others() -> None:
+    for _ in range(20):
+        os.kill(os.getpid(), signal.SIGPROF)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+
+def modules_reload() -> None:
+    import this_is_reloaded
+
+    for _ in range(3):
+        importlib.reload(this_is_reloaded)
+
+
+def coroutines_are_dropped() -> None:
+    async def never_finished() -> None:
+        with contextlib.suppress(GeneratorExit):
+            await asyncio.sleep(10)
+
+    for _ in range(20):
+        coroutine = never_finished()
+        coroutine.close()
+
+
 WORK = (
+    signals_from_others,
+    modules_reload,
+    coroutines_are_dropped,
     threads_come_and_go,
     code_comes_and_goes,
     generators_and_errors,
@@ -139,6 +170,11 @@ def judge(capture: Capture, seen: Counter[str]) -> None:
 
 def main(seconds: float) -> int:
     gc.set_threshold(1)
+    signal.signal(signal.SIGUSR1, lambda number, frame: deep(20))
+    folder = tempfile.mkdtemp()
+    pathlib.Path(folder, "this_is_reloaded.py").write_text("f = lambda: [f]\n" * 50)
+    sys.path.insert(0, folder)
+    __import__("this_is_reloaded")
     end = time.monotonic() + seconds
     failures: list[BaseException] = []
     seen = Counter[str]()
