@@ -22,7 +22,7 @@ def tool(*arguments, env):
     done = subprocess.run(
         [*TOOL, *arguments], env=env, check=True, capture_output=True, text=True
     )
-    return done.stdout.strip()
+    return done.stdout.rstrip()
 
 
 def load(base, offset, done):

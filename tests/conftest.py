@@ -10,6 +10,8 @@ import pytest
 
 from stroboscope._core import engine
 
+pytest_plugins = ["stroboscope.testing"]
+
 
 def pytest_configure(config: pytest.Config) -> None:
     try:

@@ -1,0 +1,89 @@
+"""The plugin finds what leaks, and finds nothing in what we ship."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from asking import KEY, SETTINGS, asgi_inner, token, wsgi_inner
+from fastapi import FastAPI
+
+from stroboscope.endpoints import profiles
+from stroboscope.integrations import asgi, wsgi
+from stroboscope.integrations.fastapi import install
+from stroboscope.settings import Settings
+from stroboscope.testing import Leak, leaks, planted
+
+ROOT = Path(__file__).parents[2]
+
+
+def tenant(carrier: Any) -> str:
+    return "someone"
+
+
+def fastapi_app() -> FastAPI:
+    app = FastAPI()
+    install(app, Settings(keys=(KEY,), service="shop", tenant=tenant))
+    return app
+
+
+APPS: dict[str, Callable[[], Any]] = {
+    "asgi": lambda: asgi.Stroboscope(asgi_inner, SETTINGS),
+    "wsgi": lambda: wsgi.Stroboscope(wsgi_inner, SETTINGS),
+    "fastapi": fastapi_app,
+}
+
+
+@pytest.mark.parametrize("name", APPS)
+def test_h29_h31_no_secret_comes_out(
+    name: str, stroboscope_leaks: Callable[..., list[Leak]]
+) -> None:
+    """Of argv, environment, locals, names, errors, headers, paths and queries."""
+    assert stroboscope_leaks(APPS[name](), token=token("admin")) == []
+
+
+def test_it_finds_what_leaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An endpoint that shows a secret is found, by place and address."""
+    with planted() as secret:
+        text = secret["local"]
+        monkeypatch.setattr(
+            profiles.stacks, "_named", lambda name, kind: text, raising=True
+        )
+        found = leaks(APPS["asgi"](), secret, token=token("admin"))
+
+    assert {leak.place for leak in found} == {"local"}
+    assert any("/debug/stacks" in leak.address for leak in found)
+
+
+def test_a_surface_that_does_not_let_us_in_is_no_pass() -> None:
+    """A wrong token is an error, not a clean result."""
+    with planted() as secret, pytest.raises(AssertionError):
+        leaks(APPS["asgi"](), secret, token="not.one")
+
+
+def test_users_can_run_it_on_their_application(tmp_path: Path) -> None:
+    """The three lines of its docstring, in a project of their own."""
+    (tmp_path / "conftest.py").write_text('pytest_plugins = ["stroboscope.testing"]\n')
+    (tmp_path / "test_theirs.py").write_text(
+        "from examples.fastapi_app import app\n"
+        "def test_debug_leaks_nothing(stroboscope_leaks):\n"
+        "    assert stroboscope_leaks(app) == []\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)],
+        cwd=tmp_path,
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "STROBOSCOPE_KEYS": KEY,
+            "STROBOSCOPE_SERVICE": "shop",
+        },
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+
+    assert done.returncode == 0, done.stdout[-2000:]
