@@ -235,3 +235,19 @@ def test_a_hundred_thousand_strange_requests_leave_no_trace() -> None:
 
     stats = TABLE.stats()
     assert stats.alive <= stats.cap + 2
+
+
+@pytest.mark.parametrize("name", ["goroutine", "heap"])
+def test_h37_compressing_layers_around_us_change_nothing(name: str) -> None:
+    """Inside Starlette's GZip layer a profile has one gzip layer, as without it."""
+    from starlette.middleware.gzip import GZipMiddleware
+
+    app = asgi.Stroboscope(asgi_inner, Settings(keys=(KEY,), service="shop"))
+    wrapped = GZipMiddleware(app, minimum_size=1)
+
+    answer = ask_asgi(
+        f"/debug/pprof/{name}", headers() | {"Accept-Encoding": "gzip"}, app=wrapped
+    )
+
+    assert answer.headers["Content-Encoding"] == "identity"
+    scrapers.check(answer.body)
