@@ -3,6 +3,7 @@
 #include <stddef.h>
 #include <structmember.h>
 
+#include "guard.h"
 #include "table.h"
 
 /* ---- the context's map, mirrored --------------------------------------------------
@@ -57,7 +58,7 @@ static struct {
     size_t publication_room;
 } cells;
 
-static PyObject *
+SB_READS_STALE static PyObject *
 find_in_collision(const collision_node *node)
 {
     for (Py_ssize_t i = 0; i + 1 < Py_SIZE(node); i += 2) {
@@ -68,7 +69,7 @@ find_in_collision(const collision_node *node)
     return NULL;
 }
 
-static PyObject *
+SB_READS_STALE static PyObject *
 find_value(PyObject *context)
 {
     PyObject *vars = context ? ((context_head *)context)->vars : NULL;
@@ -97,7 +98,7 @@ find_value(PyObject *context)
     return NULL;
 }
 
-sb_cell *
+SB_READS_STALE sb_cell *
 sb_cell_of_context(PyObject *context)
 {
     PyObject *value = find_value(context);

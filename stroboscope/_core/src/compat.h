@@ -17,9 +17,11 @@
 #endif
 #include "internal/pycore_code.h"
 
+#include "guard.h"
+
 typedef struct _PyInterpreterFrame sb_frame;
 
-static inline sb_frame *
+SB_READS_STALE static inline sb_frame *
 sb_current_frame(PyThreadState *tstate)
 {
 #if PY_VERSION_HEX >= 0x030d0000
@@ -30,7 +32,7 @@ sb_current_frame(PyThreadState *tstate)
 }
 
 /* The frame's executable, or NULL for the interpreter's own entry frames. */
-static inline PyObject *
+SB_READS_STALE static inline PyObject *
 sb_frame_executable(sb_frame *frame)
 {
 #if PY_VERSION_HEX >= 0x030e0000
@@ -44,7 +46,7 @@ sb_frame_executable(sb_frame *frame)
 #endif
 }
 
-static inline void *
+SB_READS_STALE static inline void *
 sb_frame_instruction(sb_frame *frame)
 {
 #if PY_VERSION_HEX >= 0x030d0000
@@ -54,7 +56,7 @@ sb_frame_instruction(sb_frame *frame)
 #endif
 }
 
-static inline sb_frame *
+SB_READS_STALE static inline sb_frame *
 sb_frame_previous(sb_frame *frame)
 {
     return frame->previous;
@@ -67,7 +69,7 @@ sb_frame_previous(sb_frame *frame)
  * stack held there, even a pointer to itself. From 3.13 the state
  * itself points to the frame. `hops` bounds the search.
  */
-static inline int
+SB_READS_STALE static inline int
 sb_frames_hang_together(PyThreadState *tstate, int hops)
 {
 #if PY_VERSION_HEX >= 0x030d0000
@@ -97,7 +99,7 @@ sb_frames_hang_together(PyThreadState *tstate, int hops)
  * while its code is freed; a freed block then holds an allocator link or zero where the
  * count was, and no link fits into 32 bits. From 3.12 a frame is unlinked first.
  */
-static inline int
+SB_READS_STALE static inline int
 sb_code_is_live(PyObject *object)
 {
 #if PY_VERSION_HEX >= 0x030e0000
@@ -108,7 +110,7 @@ sb_code_is_live(PyObject *object)
 }
 
 /* Byte offset of the instruction in its code, or -1 where it cannot be one. */
-static inline int32_t
+SB_READS_STALE static inline int32_t
 sb_code_offset(PyCodeObject *code, void *instruction)
 {
     ptrdiff_t offset = (char *)instruction - (char *)_PyCode_CODE(code);

@@ -17,4 +17,10 @@ int sb_guard_holds(void);
 /* Arm with a jump buffer, disarm with NULL. Async-signal-safe. */
 void sb_guard_arm(sigjmp_buf *jump);
 
+/* A function that may read what is no longer there. The guard catches the fault, and
+ * what was read is checked before it is believed; the address sanitizer, which cannot
+ * know that, has to look away.
+ */
+#define SB_READS_STALE __attribute__((no_sanitize("address")))
+
 #endif

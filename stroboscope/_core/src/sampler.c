@@ -82,7 +82,7 @@ enum { HOPS_MAX = 2 * SB_DEPTH_MAX + 64 };
 
 /* Walk from the leaf; returns the number of frames, writes `*truncated`, or -1 for a
  * chain that cannot be one. May fault. */
-static int32_t
+SB_READS_STALE static int32_t
 walk(PyThreadState *tstate, record *self, uint64_t at, uint32_t room, int *truncated)
 {
     if (!sb_frames_hang_together(tstate, HOPS_MAX)) {
