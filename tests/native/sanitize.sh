@@ -26,4 +26,4 @@ export PYTHONMALLOC=malloc
 preload="$(gcc -print-file-name=libasan.so):$(gcc -print-file-name=libubsan.so)"
 interpreter=$PWD/$folder/bin/python
 cd "$copy"
-LD_PRELOAD=$preload "$interpreter" tests/native/hammer.py "$seconds"
+LD_PRELOAD=$preload "$interpreter" tests/native/hammer.py "$seconds" no-fork
