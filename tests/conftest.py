@@ -58,3 +58,22 @@ def go_pprof() -> list[str]:
             timeout=600,
         )
     return [str(pprof)]
+
+
+@pytest.fixture(scope="session")
+def nginx() -> str:
+    """The real nginx; where it is not installed, unpacked from its Debian package."""
+    if found := shutil.which("nginx"):
+        return found
+    folder = Path(__file__).parents[1] / ".cache/nginx"
+    binary = folder / "usr/sbin/nginx"
+    if not binary.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        fetch = ["apt-get", "download", "nginx"]
+        done = subprocess.run(fetch, cwd=folder, timeout=300, capture_output=True)
+        if done.returncode:  # package lists that were never fetched
+            subprocess.run(["apt-get", "update"], check=True, timeout=300)
+            subprocess.run(fetch, cwd=folder, check=True, timeout=300)
+        (package,) = folder.glob("nginx_*.deb")
+        subprocess.run(["dpkg-deb", "-x", package, folder], check=True, timeout=60)
+    return str(binary)

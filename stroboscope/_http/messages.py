@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -68,7 +69,8 @@ class Request:
     connection, never a forwarded one. `certificate` is the subject of a client
     certificate the server has verified. `carrier` is the scope, environ or framework's
     request it came in, for the user's own functions only. `body` is empty until the
-    caller was admitted.
+    caller was admitted. `worker_timeout_s` is when the server kills the worker that
+    answers this request, as far as it is known.
     """
 
     method: str
@@ -80,6 +82,7 @@ class Request:
     body: bytes = b""
     certificate: str = ""
     carrier: Any = None
+    worker_timeout_s: float = math.inf
 
     def all(self, name: str) -> list[str]:
         """Every value of a header."""

@@ -7,8 +7,11 @@ greenlets run and a client that went away is noticed where the server shows its 
 from __future__ import annotations
 
 import _socket
+import math
+import sys
 import time
 from collections.abc import Callable, Iterable
+from types import FrameType
 
 from werkzeug.wrappers import Response as WerkzeugResponse
 
@@ -17,6 +20,7 @@ from stroboscope._http.pool import Pool
 from stroboscope._types import Environ, StartResponse
 
 _STEP_S = 0.02
+_SYNC_WORKER = "gunicorn/workers/sync.py"
 _SHORT = {"commonName": "CN", "organizationName": "O", "organizationalUnitName": "OU"}
 
 
@@ -41,7 +45,27 @@ def read(environ: Environ, path: str) -> Request:
         peer=environ.get("REMOTE_ADDR", ""),
         certificate=_verified_subject(environ),
         carrier=environ,
+        worker_timeout_s=worker_timeout_s(environ),
     )
+
+
+def worker_timeout_s(environ: Environ) -> float:
+    """Seconds after which gunicorn kills its sync worker for answering too long.
+
+    Infinite elsewhere: other workers tell their arbiter that they live from a thread or
+    loop of their own. The environ does not say it; the worker is below us on the stack.
+    Source: gunicorn, workers/sync.py, where `notify` comes before each request only.
+    """
+    if "gunicorn.socket" not in environ or environ.get("wsgi.multithread"):
+        return math.inf
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_filename.endswith(_SYNC_WORKER):
+            cfg = getattr(frame.f_locals.get("self"), "cfg", None)
+            timeout = getattr(cfg, "timeout", None)
+            return float(timeout) if timeout else math.inf
+        frame = frame.f_back
+    return math.inf
 
 
 def _verified_subject(environ: Environ) -> str:

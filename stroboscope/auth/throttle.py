@@ -54,6 +54,11 @@ class Throttle:
             while len(self._failures) > PEERS_CAP:
                 self._failures.popitem(last=False)
 
+    def after_fork(self) -> None:
+        """The child counts for itself."""
+        self._lock = threading.Lock()
+        self._failures.clear()
+
     def __len__(self) -> int:
         return len(self._failures)
 

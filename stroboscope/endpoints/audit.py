@@ -1,8 +1,8 @@
 """One record per request to the surface: written before acting, completed after.
 
 The record goes to the logger `stroboscope.audit` with its fields in `record.audit`, and
-to OpenTelemetry's log provider where the process has set one. It holds no secret: no
-token, no header, no query beyond the known parameters.
+to OpenTelemetry: its log provider, where the process has set one, and the request's
+span, where one is recorded. It holds no secret: no token, no header, no query beyond the known parameters.
 
 Refusals are decided on the application's loop, which must not wait for a log file: a
 thread of ours writes them.
@@ -48,6 +48,7 @@ class Entry:
     bytes: int = 0
     clamped: str = ""
     duration_ms: float = 0.0
+    span: Any = field(default_factory=otel.current_span, repr=False)
 
     @classmethod
     def of(cls, request: Request, number: str) -> Entry:
@@ -61,11 +62,15 @@ class Entry:
         return cls(number, method[:10], "", _clean(request.peer), parameters)
 
     def complete(self, response: Response) -> None:
-        """Add how it ended."""
+        """Add how it ended, and tell the request's span."""
         self.status = response.status
         self.bytes = len(response.body)
         self.clamped = dict(response.headers).get("X-Stroboscope-Clamped", "")
         self.duration_ms = round((time.monotonic_ns() - self.began_ns) / 1e6, 3)
+        try:
+            otel.note(self.span, self.fields())
+        except Exception:  # the user's span processors are not ours
+            _log.debug("the span took no event", exc_info=True)
 
     def fields(self) -> dict[str, Any]:
         """As plain data, without what is not known."""

@@ -14,12 +14,15 @@ from stroboscope._clock import SYSTEM, Clock
 from stroboscope._core import engine
 from stroboscope._http.messages import Cancellation, Response
 from stroboscope.endpoints.audit import Audit
+from stroboscope.endpoints.garbage import Garbage
 from stroboscope.endpoints.gate import Gate
 from stroboscope.endpoints.knobset import knobs_of
 from stroboscope.endpoints.leases import Leases
 from stroboscope.endpoints.shares import Artefacts
+from stroboscope.endpoints.snapshots import Snapshots
 from stroboscope.formats.pprof import stable_address
 from stroboscope.formats.profile import Frame
+from stroboscope.profiles import stacks
 from stroboscope.profiles.governor import Governor
 from stroboscope.settings import Settings
 
@@ -60,13 +63,14 @@ class Desk:
         self.knobs = knobs_of(settings, clock)
         self.leases = Leases(clock)
         self.artefacts = Artefacts(clock)
+        self.garbage = Garbage(clock)
+        self.snapshots = Snapshots(lambda: stacks.snapshot(self.loops()), clock)
         self.governor = Governor(settings.overhead_share, clock)
         self.audit = Audit()
         #: (endpoint, status): requests since the process began.
         self.answered: Counter[tuple[str, int]] = Counter()
         self.labellers: list[Shown] = []
         self.symbols: OrderedDict[int, str] = OrderedDict()
-        self.last_collection_s = float("-inf")
         self.lock = threading.Lock()
         self.shareable: Callable[[str], Action | None]
         self.open: Callable[[str, Call], Response]
@@ -117,5 +121,8 @@ class Desk:
         self.lock = threading.Lock()
         self.audit.after_fork()
         self.knobs.after_fork()
+        self.gate.after_fork()
+        self.garbage.after_fork()
+        self.snapshots.after_fork()
         self._watches = False
         self._loops = WeakSet()

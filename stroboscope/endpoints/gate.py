@@ -15,6 +15,7 @@ from typing import Any
 from stroboscope._clock import SYSTEM, Clock
 from stroboscope._http.messages import Request
 from stroboscope.auth.origin import check_host, check_site
+from stroboscope.auth.pace import Pace
 from stroboscope.auth.passwords import StaticUser
 from stroboscope.auth.revocation import Revocations
 from stroboscope.auth.throttle import Throttle
@@ -46,6 +47,7 @@ class Gate:
         self.revocations = Revocations(settings.revoked, settings.not_before)
         self.tokens = Tokens(settings, clock, self.revocations)
         self.throttle = Throttle(clock)
+        self.pace = Pace(clock)
         self._settings = settings
         self._hosts = frozenset(settings.hosts)
         self._user = (
@@ -71,9 +73,15 @@ class Gate:
         except Unauthenticated:
             self.fail(request.peer)
             raise
+        self.pace.check(admission.grant.token_id)
         if self._settings.authorize is None or admission.share is not None:
             return admission
         return replace(admission, pending=lambda: self._narrowed(request, admission))
+
+    def after_fork(self) -> None:
+        """The child counts for itself; no lock of the parent's is held in it."""
+        self.throttle.after_fork()
+        self.pace.after_fork()
 
     def fail(self, peer: str) -> None:
         """Count a failure. Raises: Throttled instead of the failure, when too many."""

@@ -1,4 +1,4 @@
-"""The audit record in OpenTelemetry: a log event, where the process collects logs.
+"""The audit record in OpenTelemetry: a log event, and an event of the request's span.
 
 The only file of this floor that knows OpenTelemetry. Without a provider it costs one
 call that does nothing.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from opentelemetry import trace
 from opentelemetry._logs import LogRecord, SeverityNumber, get_logger
 
 EVENT = "stroboscope.audit"
@@ -16,12 +17,6 @@ EVENT = "stroboscope.audit"
 
 def emit(fields: dict[str, Any]) -> None:
     """Send one record; values become strings, numbers stay."""
-    attributes = {
-        f"stroboscope.{name}": value
-        if isinstance(value, (int, float, str))
-        else str(value)
-        for name, value in fields.items()
-    }
     now = time.time_ns()
     record = LogRecord(
         timestamp=now,
@@ -29,6 +24,26 @@ def emit(fields: dict[str, Any]) -> None:
         severity_number=SeverityNumber.INFO,
         severity_text="INFO",
         body=EVENT,
-        attributes=attributes,
+        attributes=_attributes(fields),
     )
     get_logger("stroboscope").emit(record)
+
+
+def current_span() -> Any:
+    """The span of the request that the calling thread or task is in."""
+    return trace.get_current_span()
+
+
+def note(span: Any, fields: dict[str, Any]) -> None:
+    """Add the record to a span; nothing when it is not recorded, or over. No I/O."""
+    if span is not None and span.is_recording():
+        span.add_event(EVENT, _attributes(fields))
+
+
+def _attributes(fields: dict[str, Any]) -> dict[str, Any]:
+    return {
+        f"stroboscope.{name}": value
+        if isinstance(value, (int, float, str))
+        else str(value)
+        for name, value in fields.items()
+    }

@@ -5,6 +5,7 @@ Source: net/http/pprof of Go 1.27. Blocks while something is collected.
 
 from __future__ import annotations
 
+import gc
 import re
 import sys
 import time
@@ -26,6 +27,8 @@ from stroboscope.profiles.cpu import collect_cpu
 
 BUSY = "Could not enable CPU profiling: cpu profiling already in use"
 FORENSIC_HZ = 1000
+#: A capture on a worker with a timeout takes no more of it than this.
+TIMEOUT_SHARE = 0.7
 _COUNT, _NS, _BYTES = "count", "nanoseconds", "bytes"
 _MEMORY = (
     ValueType("alloc_objects", _COUNT),
@@ -50,16 +53,17 @@ _ADDRESS = re.compile(rb"0[xX][0-9a-fA-F]{1,16}")
 
 def profile(call: Call) -> Response:
     """A CPU profile; with `forensic=1` alone and at the kernel's full rate."""
-    settings, request = call.desk.settings, call.request
-    seconds, clamped = profile_seconds(request.query, settings.profile_seconds_cap)
+    request = call.request
+    seconds, clamped = profile_seconds(request.query, _cap_s(call))
     if first(request.query, "forensic") != "1":
         return _cpu(call, seconds, clamped, call.desk.knobs.get("cpu_hz"))
     try:
         with call.desk.leases.hold("forensic profile", call.grant.token_id, seconds):
             before = engine.hz
-            answer = _cpu(call, seconds, clamped, FORENSIC_HZ, raises_rate=True)
-            engine.set_rate(before or call.desk.knobs.get("cpu_hz"))
-            return answer
+            try:
+                return _cpu(call, seconds, clamped, FORENSIC_HZ, raises_rate=True)
+            finally:
+                engine.set_rate(before or call.desk.knobs.get("cpu_hz"))
     except LeaseTaken as taken:
         return _taken(call, taken)
 
@@ -90,6 +94,8 @@ def _cpu(
         return refusal(request, 503, f"Could not enable CPU profiling: {error}")
     headers = _clamp(seconds, clamped)
     comments = [f"clamped: seconds={seconds:g}"] if clamped else []
+    if clamped and seconds < desk.settings.profile_seconds_cap:
+        comments.append(f"the worker is killed after {request.worker_timeout_s:g} s")
     actions = desk.governor.actions_since(began_s)
     if actions:
         headers.append(("X-Stroboscope-Governed", actions[-1].kind))
@@ -104,9 +110,8 @@ def snapshot(name: str) -> Callable[[Call], Response]:
     def handler(call: Call) -> Response:
         query = call.request.query
         debug = first(query, "debug") or "0"
-        cap = call.desk.settings.profile_seconds_cap
         try:
-            seconds, clamped = snapshot_seconds(query, cap)
+            seconds, clamped = snapshot_seconds(query, _cap_s(call))
         except ValueError as error:
             return refusal(call.request, 400, str(error))
         if seconds is not None and debug not in ("", "0"):
@@ -115,7 +120,9 @@ def snapshot(name: str) -> Callable[[Call], Response]:
             )
         if debug == "2" and name == "goroutine":
             return Response(200, _blocks(call).encode("utf-8", "replace"))
-        collected = _collect(call, name)
+        notes = _collect_garbage(call, name)
+        collected = _collect(call, name, is_fresh=seconds is not None)
+        collected = replace(collected, comments=(*collected.comments, *notes))
         if debug not in ("", "0"):
             shown = text.counts(name, collected)
             return Response(200, shown.encode("utf-8", "replace"), TEXT)
@@ -125,7 +132,7 @@ def snapshot(name: str) -> Callable[[Call], Response]:
         if not _wait(call, seconds):
             return refusal(call.request, 408, "the client went away")
         ended_ns = time.time_ns()
-        delta = subtract(_collect(call, name), collected)
+        delta = subtract(_collect(call, name, is_fresh=True), collected)
         delta = replace(delta, time_ns=ended_ns, duration_ns=ended_ns - began_ns)
         return _attached(call, f"{name}-delta", delta, _clamp(seconds, clamped))
 
@@ -136,9 +143,7 @@ def snapshot(name: str) -> Callable[[Call], Response]:
 
 def wall(call: Call) -> Response:
     """Wall-clock time; its collector is not built yet, so it is empty and says so."""
-    seconds, clamped = profile_seconds(
-        call.request.query, call.desk.settings.profile_seconds_cap
-    )
+    seconds, clamped = profile_seconds(call.request.query, _cap_s(call))
     return _attached(call, "wall", _collect(call, "wall"), _clamp(seconds, clamped))
 
 
@@ -152,7 +157,7 @@ def trace(call: Call) -> Response:
     except ValueError:
         wanted = 1.0
     wanted = wanted if 0 < wanted < 1e9 else 1.0
-    seconds = min(wanted, desk.settings.trace_seconds_cap)
+    seconds = min(wanted, desk.settings.trace_seconds_cap, _killed_after_s(call))
     try:
         with desk.leases.hold("trace", call.grant.token_id, seconds):
             body = desk.tracer(seconds, request.cancellation)
@@ -181,9 +186,29 @@ def symbol(call: Call) -> Response:
     return Response(200, ("\n".join(lines) + "\n").encode("utf-8", "replace"))
 
 
-def _collect(call: Call, name: str) -> Profile:
+def _cap_s(call: Call) -> float:
+    return min(call.desk.settings.profile_seconds_cap, _killed_after_s(call))
+
+
+def _killed_after_s(call: Call) -> float:
+    """What a capture may take before the server kills its worker for being silent."""
+    return TIMEOUT_SHARE * call.request.worker_timeout_s
+
+
+def _collect_garbage(call: Call, name: str) -> tuple[str, ...]:
+    """What `gc=1` does to a profile of memory; the comment it leaves."""
+    if name not in ("heap", "allocs") or first(call.request.query, "gc") != "1":
+        return ()
+    left_s = call.desk.garbage.claim()
+    if left_s > 0:
+        return (f"gc: not collected, the next collection may be in {left_s:.0f} s",)
+    gc.collect()
+    return ("gc: collected before",)
+
+
+def _collect(call: Call, name: str, *, is_fresh: bool = False) -> Profile:
     if name == "goroutine":
-        taken = stacks.snapshot(call.desk.loops())
+        taken = call.desk.snapshots.get(is_fresh=is_fresh)
         return stacks.to_profile(taken, time.time_ns(), ())
     types, period_type, period, default = _EMPTY[name]
     note = f"{name}: nothing collects it yet, so it is empty"
@@ -206,7 +231,7 @@ def _blocks(call: Call) -> str:
                 one.labels,
                 one.frames,
             )
-            for one in stacks.snapshot(call.desk.loops())
+            for one in call.desk.snapshots.get()
         ]
     )
 

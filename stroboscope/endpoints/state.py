@@ -19,9 +19,6 @@ from stroboscope.errors import KnobConflict, KnobError
 from stroboscope.formats.prometheus import CONTENT_TYPE, Family, one, render
 from stroboscope.knobs import TTL_DEFAULT_S
 from stroboscope.labels import TABLE
-from stroboscope.profiles import stacks
-
-GC_EVERY_S = 10.0
 
 
 def labels(call: Call) -> Response:
@@ -45,7 +42,7 @@ def labels(call: Call) -> Response:
 
 def show_stacks(call: Call) -> Response:
     """Every thread and asyncio task with its labels: text, or JSON on request."""
-    found = stacks.snapshot(call.desk.loops())
+    found = call.desk.snapshots.get()
     if JSON in (call.request.header("accept") or ""):
         return as_json(
             [
@@ -85,14 +82,10 @@ def gc_statistics(call: Call) -> Response:
 
 def gc_collect(call: Call) -> Response:
     """A full collection now; the application stands still for its time."""
-    desk = call.desk
-    with desk.lock:
-        now_s = desk.clock.monotonic_ns() / 1e9
-        left_s = desk.last_collection_s + GC_EVERY_S - now_s
-        if left_s > 0:
-            wait = (("Retry-After", str(int(left_s) + 1)),)
-            return refusal(call.request, 429, "collected less than 10 s ago", wait)
-        desk.last_collection_s = now_s
+    left_s = call.desk.garbage.claim()
+    if left_s > 0:
+        wait = (("Retry-After", str(int(left_s) + 1)),)
+        return refusal(call.request, 429, "collected less than 10 s ago", wait)
     began = time.perf_counter()
     freed = gc.collect()
     took_ms = round((time.perf_counter() - began) * 1000, 3)
@@ -159,6 +152,18 @@ def metrics(call: Call) -> Response:
             "counter",
             "Failures answered 429.",
             desk.gate.throttle.refused,
+        ),
+        one(
+            prefix + "requests_paced_total",
+            "counter",
+            "Requests of one token that came too fast.",
+            desk.gate.pace.refused,
+        ),
+        one(
+            prefix + "stack_walks_total",
+            "counter",
+            "Times all stacks were read.",
+            desk.snapshots.walks,
         ),
         one(prefix + "audit_records_total", "counter", "Written.", desk.audit.written),
         one(

@@ -242,7 +242,7 @@ class Surface:
         entry.cause = str(error)[:100] if isinstance(error, _EXPECTED) else "failure"
         if isinstance(error, Throttled):
             wait = (("Retry-After", str(error.retry_after_s)),)
-            return refusal(request, 429, "too many failures", wait)
+            return refusal(request, 429, str(error), wait)
         if isinstance(error, Unauthenticated):
             return refusal(request, 401, "unauthorized", _CHALLENGE)
         if isinstance(error, Forbidden):

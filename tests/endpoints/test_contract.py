@@ -1,6 +1,7 @@
 """Every profile at Go's URLs: headers and errors to the byte, bytes every client takes."""
 
 import asyncio
+import gc
 import subprocess
 import threading
 import time
@@ -9,10 +10,15 @@ from typing import Any
 
 import pytest
 import scrapers
-from asking import KEY, Ask, asgi_inner, ask_asgi, bearer, token
+from asking import KEY, SETTINGS, Ask, FakeClock, asgi_inner, ask_asgi, bearer, token
 
 from stroboscope import do
+from stroboscope._core import engine
+from stroboscope.auth.pace import BURST, PER_SECOND, TOKENS_CAP, Pace
+from stroboscope.auth.tokens import Tokens
 from stroboscope.endpoints.profiles import NAMES
+from stroboscope.endpoints.snapshots import SHARED_S, Snapshots
+from stroboscope.errors import Throttled
 from stroboscope.formats.pprof import encode, prune
 from stroboscope.formats.pprof_reader import decode
 from stroboscope.formats.profile import Frame, Profile, Sample, ValueType
@@ -159,9 +165,11 @@ def test_h23_output_is_bounded() -> None:
     assert any("summed up" in message.string_table[c] for c in message.comment)
 
 
-def test_h22_many_snapshots_at_once_are_answered() -> None:
-    """Fifty at once: an answer or a 429 for each, and the pool is free after."""
+def test_h22_equal_snapshots_at_once_are_one_walk() -> None:
+    """Fifty at once: at most two walks, an answer or a 429 each, the pool free after."""
     app = asgi.Stroboscope(asgi_inner, Settings(keys=(KEY,), service="shop"))
+    assert app.surface is not None
+    snapshots = app.surface.desk.snapshots
 
     async def main() -> list[int]:
         import httpx
@@ -171,8 +179,9 @@ def test_h22_many_snapshots_at_once_are_answered() -> None:
             transport=transport, base_url="http://127.0.0.1"
         ) as client:
             asked = [
-                client.get("/debug/pprof/goroutine", headers=headers())
-                for _ in range(50)
+                client.get(path, headers=headers())
+                for _ in range(25)
+                for path in ("/debug/pprof/goroutine", "/debug/stacks")
             ]
             return [a.status_code for a in await asyncio.gather(*asked)]
 
@@ -180,8 +189,66 @@ def test_h22_many_snapshots_at_once_are_answered() -> None:
 
     assert set(statuses) <= {200, 429}
     assert statuses.count(200) >= 10
+    assert 1 <= snapshots.walks <= 2
+    time.sleep(1.2)
+    assert snapshots._shared is None, "kept no longer than it is shared"
     again = ask_asgi("/debug/pprof/goroutine", headers(), app=app)
     assert again.status == 200
+
+
+def test_h22_a_snapshot_that_has_to_be_new_is() -> None:
+    """A difference takes two walks of its own, however close they are."""
+    taken: list[int] = []
+
+    def take() -> list[Any]:
+        taken.append(len(taken))
+        return [len(taken)]
+
+    clock = FakeClock()
+    snapshots = Snapshots(take, clock)
+
+    assert snapshots.get() == snapshots.get() == [1]
+    clock.now_s += 0.01
+    assert snapshots.get(is_fresh=True) == [2]
+    clock.now_s += SHARED_S + 0.01
+    assert snapshots.get() == [3]
+
+
+def test_h22_a_token_has_a_pace() -> None:
+    """A burst, then so many a second; another token is not slowed; the table is
+    bounded."""
+    clock = FakeClock()
+    pace = Pace(clock)
+    for _ in range(BURST):
+        pace.check("a")
+    with pytest.raises(Throttled) as refused:
+        pace.check("a")
+    pace.check("b")
+    clock.now_s += 1
+    for _ in range(int(PER_SECOND)):
+        pace.check("a")
+    with pytest.raises(Throttled):
+        pace.check("a")
+    for i in range(2 * TOKENS_CAP):
+        pace.check(str(i))
+
+    assert refused.value.retry_after_s == 1
+    assert pace.refused == 2
+    assert len(pace) == TOKENS_CAP
+
+
+def test_h22_too_fast_is_429_over_http() -> None:
+    """With a wait in whole seconds, and nothing of the token."""
+    app: Any = asgi.Stroboscope(asgi_inner, Settings(keys=(KEY,), service="shop"))
+    text = Tokens(SETTINGS).mint(["profile"], 60)
+    number = Tokens(SETTINGS).verify(text).token_id
+    for _ in range(BURST):
+        app.surface.desk.gate.pace.check(number)
+
+    answer = ask_asgi("/debug/stacks", {"Authorization": f"Bearer {text}"}, app=app)
+
+    assert (answer.status, answer.body) == (429, b"too many requests\n")
+    assert answer.headers["Retry-After"] == "1"
 
 
 def test_symbols_of_profiles_given_out_are_known(ask: Ask) -> None:
@@ -220,21 +287,70 @@ def test_h49_go_tool_pprof_reads_every_profile(
     assert time.monotonic() - began < 100
 
 
-def test_a_hundred_thousand_strange_requests_leave_no_trace() -> None:
-    """h32: random paths, verbs and tenants: the table stays below its cap."""
+def test_h32_a_hundred_thousand_strange_requests_leave_no_trace() -> None:
+    """Random paths, verbs and tenants: the table stays below its cap, memory flat."""
     from stroboscope.labels import TABLE
     from stroboscope.middleware.observed import Labeller, Observed
 
     labeller = Labeller(
         Settings(tenant=lambda carrier: carrier["tenant"]), lambda carrier: None
     )
-    for i in range(100_000):
-        observed = Observed(labeller, {"tenant": f"t{i}"}, f"VERB{i}")
-        observed.ended_ns = observed.began_ns + i
-        observed.labels()
+
+    def requests(first: int, last: int) -> None:
+        for i in range(first, last):
+            observed = Observed(labeller, {"tenant": f"t{i}"}, f"VERB{i}")
+            observed.ended_ns = observed.began_ns + i
+            observed.labels()
+
+    requests(0, 20_000)
+    before_kb = resident_kb()
+    requests(20_000, 120_000)
 
     stats = TABLE.stats()
     assert stats.alive <= stats.cap + 2
+    assert resident_kb() - before_kb < 3_000
+
+
+def test_h32_a_hundred_thousand_unknown_paths_leave_no_trace() -> None:
+    """The same through the middleware, sampled all the while."""
+    from stroboscope.labels import TABLE
+
+    app = asgi.Stroboscope(
+        asgi_inner, Settings(tenant=lambda scope: scope["path"], latency_buckets=())
+    )
+
+    async def send(message: Any) -> None:
+        pass
+
+    async def requests(first: int, last: int) -> None:
+        for i in range(first, last):
+            method = ("GET", "BREW", f"VERB{i % 1000}")[i % 3]
+            scope = {"type": "http", "method": method, "path": f"/{i}", "headers": []}
+            await app(scope, None, send)  # type: ignore[arg-type]
+
+    async def main() -> int:
+        await requests(0, 20_000)
+        before_kb = resident_kb()
+        await requests(20_000, 120_000)
+        return resident_kb() - before_kb
+
+    window = engine.open_window(250)
+    try:
+        grown_kb = asyncio.run(main())
+    finally:
+        window.close()
+
+    stats = TABLE.stats()
+    assert stats.alive <= stats.cap + 2
+    shown = {value for one in stats.sets for key, value in one.items if key == "method"}
+    assert shown <= {"GET", "OTHER"}
+    assert grown_kb < 6_000
+
+
+def resident_kb() -> int:
+    gc.collect()
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmRSS:")[1].split()[0])
 
 
 @pytest.mark.parametrize("name", ["goroutine", "heap"])

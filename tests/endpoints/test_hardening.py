@@ -6,9 +6,12 @@ import gc
 import gzip
 import json
 import logging
+import os
 import threading
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -708,3 +711,123 @@ def test_a_refusal_costs_the_loop_little() -> None:
         return sorted(took)
 
     assert asyncio.run(main())[150] < 100_000
+
+
+def test_h44_the_record_is_an_event_of_the_requests_span(ask: Ask) -> None:
+    """Answered and refused requests leave one on the span they came in, if recorded."""
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import (
+        InMemorySpanExporter,
+    )
+
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    with provider.get_tracer("test").start_as_current_span("request"):
+        ask("/debug/labels", bearer(token("metrics")))
+        ask("/debug/labels", bearer("bad"))
+    (span,) = exporter.get_finished_spans()
+
+    assert [event.name for event in span.events] == ["stroboscope.audit"] * 2
+    found = [dict(event.attributes or {}) for event in span.events]
+    assert [one["stroboscope.status"] for one in found] == [200, 401]
+    assert found[0]["stroboscope.endpoint"] == "/labels"
+    assert found[0]["stroboscope.token_id"]
+
+
+@pytest.mark.parametrize("name", ["heap", "allocs", "goroutine"])
+def test_h47_gc_on_a_memory_profile_counts_too(ask: Ask, name: str) -> None:
+    """It collects, once in ten seconds, and says so; on other profiles never."""
+    phases: list[str] = []
+
+    def seen(phase: str, info: dict[str, int]) -> None:
+        if info["generation"] == 2:
+            phases.append(phase)
+
+    app: Any = (asgi if ask is ask_asgi else wsgi).Stroboscope(
+        asgi_inner if ask is ask_asgi else wsgi_inner, SETTINGS
+    )
+    was_enabled = gc.isenabled()
+    gc.disable()
+    gc.callbacks.append(seen)
+    try:
+        asked = [
+            ask(f"/debug/pprof/{name}?gc=1", bearer(token()), app=app) for _ in "ab"
+        ]
+        plain = ask("/debug/pprof/heap?gc=0", bearer(token()), app=app)
+        post = ask("/debug/gc", admin(), "POST", app=app)
+    finally:
+        gc.callbacks.remove(seen)
+        if was_enabled:
+            gc.enable()
+
+    assert [one.status for one in (*asked, plain)] == [200, 200, 200]
+    comments = [" ".join(decode(one.body).comments) for one in asked]
+    is_memory = name != "goroutine"
+    assert phases.count("start") == 1
+    assert post.status == (429 if is_memory else 200)
+    assert ("gc: collected before" in comments[0]) is is_memory
+    assert ("gc: not collected" in comments[1]) is is_memory
+
+
+@pytest.mark.slow
+def test_h34_a_governed_profile_says_so() -> None:
+    """In the header and in a comment of the artefact itself; the answer is 200."""
+    surface = Surface(Settings(keys=(KEY,), service="shop", overhead_share=1e-6))
+    asked = request(
+        "/debug/pprof/profile", ("authorization", f"Bearer {token('profile')}")
+    )
+    stop = threading.Event()
+
+    def burn() -> None:
+        while not stop.is_set():
+            sum(range(1000))
+
+    burner = threading.Thread(target=burn)
+    burner.start()
+    try:
+        answer = surface.answer(replace(asked, query="seconds=8"))
+    finally:
+        stop.set()
+        burner.join()
+
+    named = dict(answer.headers)
+    assert answer.status == 200
+    assert named["X-Stroboscope-Governed"] == "rate=25"
+    assert "overhead governor" in " ".join(decode(answer.body).comments)
+
+
+def test_h33_h20_a_forked_child_keeps_knobs_and_holds_nothing() -> None:
+    """Locks held at the moment of the fork do not hang it; overrides and their time
+    go on; no lease, no snapshot and no count is inherited."""
+    surface = Surface(SETTINGS)
+    desk = surface.desk
+    desk.knobs.change({"cpu_hz": 37}, 1.0)
+    held = [desk.lock, desk.leases._lock, desk.knobs._lock, desk.audit._lock]
+    held += [desk.gate.pace._lock, desk.gate.throttle._lock, desk.garbage._lock]
+    held += [desk.snapshots._lock]
+    reading, writing = os.pipe()
+    with desk.leases.hold("trace", "me", 60):
+        for lock in held:
+            lock.acquire()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            child = os.fork()
+        if child == 0:
+            try:
+                seen = surface.answer(authorised("/debug/settings", token("metrics")))
+                lease = desk.leases.current()
+                time.sleep(1.6)
+                text = json.dumps([seen.status, lease, desk.knobs.get("cpu_hz")])
+                os.write(writing, text.encode())
+            finally:
+                os._exit(0)
+        for lock in held:
+            lock.release()
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        text = pipe.read()
+    os.waitpid(child, 0)
+
+    assert json.loads(text) == [200, None, SETTINGS.cpu_hz]

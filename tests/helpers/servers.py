@@ -32,7 +32,12 @@ def token(*scopes: str) -> str:
 
 @contextmanager
 def serving(
-    command: str, app: str, output: IO[bytes] | None = None
+    command: str,
+    app: str,
+    output: IO[bytes] | None = None,
+    *,
+    is_tls: bool = False,
+    **environ: str,
 ) -> Iterator[tuple[str, int]]:
     """The base address and the process started; its workers end with it."""
     with socket.socket() as probe:
@@ -43,15 +48,24 @@ def serving(
         cwd=ROOT,
         stdout=output,
         stderr=output,
-        env={**os.environ, "STROBOSCOPE_KEYS": KEY, "PYTHONWARNINGS": "ignore"},
+        env={
+            **os.environ,
+            "STROBOSCOPE_KEYS": KEY,
+            "PYTHONWARNINGS": "ignore",
+            "PYTHONPATH": str(ROOT / "tests/helpers"),
+            **environ,
+        },
     )
     base = f"http://127.0.0.1:{port}"
     try:
         for _ in range(200):
             try:
-                httpx.get(base + "/debug/", timeout=5)
+                if is_tls:
+                    socket.create_connection(("127.0.0.1", port)).close()
+                else:
+                    httpx.get(base + "/debug/", timeout=5)
                 break
-            except httpx.HTTPError:
+            except (httpx.HTTPError, OSError):
                 time.sleep(0.1)
         yield base, process.pid
     finally:

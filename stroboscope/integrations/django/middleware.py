@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
@@ -14,6 +15,7 @@ from django.conf import settings as django_settings
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 
+from stroboscope._http import asgi, wsgi
 from stroboscope._http.messages import BODY_CAP, BodyTooLarge, Request, Response
 from stroboscope.enablement import Enablement
 from stroboscope.endpoints import Surface
@@ -51,7 +53,11 @@ class StroboscopeMiddleware:
         if surface is not None and surface.handles(request.path_info):
             if self._is_async:
                 return self._surface_async(surface, request)
-            answer = surface.answer(_read(request), read_body=lambda: _body(request))
+            answer = surface.answer(
+                _read(request),
+                request.META.get("gunicorn.socket"),
+                read_body=lambda: _body(request),
+            )
             return _carried(answer)
         if self._is_async:
             return self._labelled_async(request)
@@ -156,14 +162,10 @@ async def _steps_async(
 
 
 def _read(request: HttpRequest) -> Request:
-    return Request(
-        method=request.method or "",
-        path=request.path_info,
-        query=request.META.get("QUERY_STRING", ""),
-        headers=tuple((key.lower(), value) for key, value in request.headers.items()),
-        peer=request.META.get("REMOTE_ADDR", ""),
-        carrier=request,
-    )
+    scope = getattr(request, "scope", None)
+    path = request.path_info
+    read = wsgi.read(request.META, path) if scope is None else asgi.read(scope, path)
+    return replace(read, carrier=request)
 
 
 def _body(request: HttpRequest) -> bytes:
@@ -176,7 +178,7 @@ def _body(request: HttpRequest) -> bytes:
 def _carried(response: Response) -> HttpResponse:
     carrier = HttpResponse(response.body, status=response.status)
     for key, value in response.all_headers():
-        # Django keeps one value per name; Bearer is the challenge that matters.
-        if key not in carrier or key == "Content-Type":
-            carrier[key] = value
+        # Django keeps one value per name; challenges may stand in a list.
+        is_list = key == "WWW-Authenticate" and key in carrier
+        carrier[key] = f"{carrier[key]}, {value}" if is_list else value
     return carrier
