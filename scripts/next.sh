@@ -3,15 +3,25 @@
 # Needs root and debootstrap; the first run takes some minutes and 1 GB.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+
+[ "$(id -u)" = 0 ] || { echo "make test-next needs root: it makes a chroot" >&2; exit 2; }
+command -v debootstrap >/dev/null || { echo "make test-next needs debootstrap" >&2; exit 2; }
+# Mounts are made in a namespace of our own: they end with it, whatever happens, and
+# nothing of the host is ever below a folder that is removed.
+if [ "${NEXT_NAMESPACE:-}" != own ]; then
+  NEXT_NAMESPACE=own exec unshare --mount --propagation private bash "scripts/next.sh" "$@"
+fi
+
 versions=${NEXT_VERSIONS:-3.14 3.15}
 system=${NEXT_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/stroboscope/next}
 suites="tests/core tests/labels tests/formats tests/native tests/endpoints tests/cli"
 
-[ "$(id -u)" = 0 ] || { echo "make test-next needs root: it makes a chroot" >&2; exit 2; }
-command -v debootstrap >/dev/null || { echo "make test-next needs debootstrap" >&2; exit 2; }
-
 if [ ! -f "$system/.made" ]; then
-  rm -rf "$system"
+  if [ -e "$system" ] && grep -q " $(realpath "$system")/" /proc/self/mounts; then
+    echo "$system has mounts below it; unmount them first" >&2
+    exit 2
+  fi
+  rm -rf --one-file-system "$system"
   mkdir -p "$system"
   packages=gcc,libc6-dev,ca-certificates
   for version in $versions; do
@@ -25,11 +35,17 @@ cp /etc/ssl/certs/ca-certificates.crt "$system/etc/ssl/certs/ca-certificates.crt
 cp -L /etc/resolv.conf /etc/hosts "$system/etc/"
 [ ! -f /etc/pip.conf ] || cp /etc/pip.conf "$system/etc/"
 
-mountpoint -q "$system/proc" || mount --bind /proc "$system/proc"
-mountpoint -q "$system/dev" || mount --bind /dev "$system/dev"
-trap 'umount "$system/proc" "$system/dev" || true' EXIT
+mount -t proc proc "$system/proc"
+mount -t tmpfs -o mode=0755 tmpfs "$system/dev"
+mkdir "$system/dev/shm"
+mount -t tmpfs -o mode=1777 tmpfs "$system/dev/shm"
+for device in null zero full random urandom tty; do
+  touch "$system/dev/$device"
+  mount --bind "/dev/$device" "$system/dev/$device"
+done
+ln -s /proc/self/fd "$system/dev/fd"
 
-rm -rf "$system/src"
+rm -rf --one-file-system "$system/src"
 mkdir -p "$system/src"
 tar -c --exclude='*.so' --exclude=__pycache__ --exclude='*.egg-info' \
   stroboscope tests examples docs scripts setup.py pyproject.toml MANIFEST.in README.md \
@@ -49,7 +65,7 @@ for version in $versions; do
       $pip -U pip setuptools
       # Servers with C parts of their own are not built for every new interpreter yet.
       $pip --only-binary :all: pytest pytest-timeout pytest-randomly hypothesis anyio \
-        httpx httpx2 fastapi flask django asgiref gunicorn uvicorn hypercorn websockets protobuf
+        httpx httpx2 fastapi flask django asgiref gunicorn uvicorn hypercorn websockets protobuf trustme
       $pip --force-reinstall --no-deps --no-build-isolation -e .
       $pip -e .
       # Greenlets have C parts of their own, too; and what pprof makes of a file does

@@ -87,3 +87,34 @@ print(client.get("/debug/pprof/profile?seconds=0.2", headers=headers).status_cod
     )
 
     assert done.stdout.split() == ["200", "200"], done.stderr
+
+
+@pytest.mark.parametrize("path", [route.paths[0] for route in ROUTES])
+def test_every_parameter_is_in_the_reference(path: str) -> None:
+    """In the row of its endpoint, or in what stands above them all."""
+    route = next(route for route in ROUTES if route.paths[0] == path)
+    (row,) = re.findall(
+        rf"^\| `/debug{re.escape(path)}` \|.*$", REFERENCE, re.MULTILINE
+    )
+    knobs = REFERENCE.partition("### Knobs")[2].partition("###")[0]
+
+    for action in route.actions.values():
+        for name in action.parameters:
+            assert re.search(rf"\b{name}\b", row + (knobs if action.body else "")), name
+
+
+def test_every_status_and_header_is_in_the_reference() -> None:
+    """Those the surface's code can send, found in its text."""
+    folder = ROOT / "stroboscope"
+    code = "".join(
+        file.read_text()
+        for name in ("endpoints", "_http")
+        for file in (folder / name).glob("*.py")
+    )
+    statuses = set(re.findall(r"refusal\(\s*(?:call\.)?request, (\d{3})", code))
+    headers = set(re.findall(r"\"(X-[A-Za-z-]+|Retry-After|ETag|Allow)\"", code))
+    listed = set(re.findall(r"\b\d{3}\b", REFERENCE.partition("| status |")[2]))
+
+    assert len(statuses) > 8
+    assert statuses <= listed
+    assert {one for one in headers if f"`{one}" not in REFERENCE} == set()

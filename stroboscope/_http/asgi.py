@@ -34,6 +34,7 @@ def read(scope: Scope, path: str) -> Request:
         peer=str(client[0]) if client else "",
         certificate=_verified_subject(tls),
         carrier=scope,
+        root=scope.get("root_path", ""),
     )
 
 

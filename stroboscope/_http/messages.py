@@ -70,7 +70,8 @@ class Request:
     certificate the server has verified. `carrier` is the scope, environ or framework's
     request it came in, for the user's own functions only. `body` is empty until the
     caller was admitted. `worker_timeout_s` is when the server kills the worker that
-    answers this request, as far as it is known.
+    answers this request, as far as it is known. `root` is where the application is
+    mounted, as the server was told.
     """
 
     method: str
@@ -83,6 +84,7 @@ class Request:
     certificate: str = ""
     carrier: Any = None
     worker_timeout_s: float = math.inf
+    root: str = ""
 
     def all(self, name: str) -> list[str]:
         """Every value of a header."""

@@ -45,6 +45,7 @@ def read(environ: Environ, path: str) -> Request:
         peer=environ.get("REMOTE_ADDR", ""),
         certificate=_verified_subject(environ),
         carrier=environ,
+        root=environ.get("SCRIPT_NAME", ""),
         worker_timeout_s=worker_timeout_s(environ),
     )
 

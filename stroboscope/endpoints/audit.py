@@ -92,6 +92,8 @@ class Audit:
         self._lock = threading.Lock()
         self._writes = False
         self.written = 0
+        #: Requests whose record is complete, whether written by now or waiting.
+        self.ended = 0
         self.dropped = 0
 
     def begin(self, entry: Entry) -> None:
@@ -100,6 +102,7 @@ class Audit:
 
     def end(self, entry: Entry) -> None:
         """Complete the record. On a thread of ours."""
+        self.ended += 1
         self._write({"event": "end", **entry.fields()})
 
     def end_soon(self, entry: Entry) -> None:
@@ -108,6 +111,7 @@ class Audit:
             if len(self._waiting) >= WAITING_CAP:
                 self.dropped += 1
                 return
+            self.ended += 1
             self._waiting.append({"event": "end", **entry.fields()})
             if self._writes:
                 return

@@ -20,6 +20,11 @@ class Call:
     grant: Grant
     desk: Desk
 
+    @property
+    def mount(self) -> str:
+        """Where the surface is, as the client sees it."""
+        return self.request.root + self.desk.settings.prefix
+
 
 Handler = Callable[[Call], Response]
 

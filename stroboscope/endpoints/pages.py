@@ -44,7 +44,7 @@ def index(call: Call) -> Response:
                 "settings": knobs,
                 "endpoints": [
                     {
-                        "path": desk.settings.prefix + route.paths[0],
+                        "path": call.mount + route.paths[0],
                         "method": method,
                         "scope": action.scope,
                         "description": action.description,
@@ -62,7 +62,7 @@ def index(call: Call) -> Response:
     ]
     endpoints = [
         (
-            _link(desk.settings.prefix + route.paths[0], method),
+            _link(call.mount + route.paths[0], method),
             escape(method),
             escape(action.scope),
             escape(action.description),
@@ -95,10 +95,10 @@ def pprof_index(call: Call) -> Response:
     """Go's index page of profiles."""
     from stroboscope.endpoints.routes import ROUTES
 
-    root = call.desk.settings.prefix
+    mount = call.mount
     rows = [
         (
-            f'<a href="{escape(root + r.paths[0])}{_hint(r.paths[0])}">'
+            f'<a href="{escape(mount + r.paths[0])}{_hint(r.paths[0])}">'
             f"{escape(r.paths[0].removeprefix('/pprof/'))}</a>",
             escape(r.description),
         )
@@ -106,16 +106,15 @@ def pprof_index(call: Call) -> Response:
         if r.paths[0].startswith("/pprof/") and r.paths[0] != "/pprof/"
     ]
     table = _table((), rows)
-    return _page("/debug/pprof/", "<p>Types of profiles available:</p>", table)
+    return _page(f"{mount}/pprof/", "<p>Types of profiles available:</p>", table)
 
 
 def openapi(call: Call) -> Response:
     """The surface in OpenAPI 3.1, drawn from the same table."""
     from stroboscope.endpoints.routes import ROUTES
 
-    prefix = call.desk.settings.prefix
     paths = {
-        prefix + route.paths[0]: {
+        call.mount + route.paths[0]: {
             method.lower(): _operation(method, action)
             for method, action in route.actions.items()
         }

@@ -47,6 +47,8 @@ _EMPTY = {
     "threadcreate": ((_THREADS,), _THREADS, 1, ""),
     "wall": ((ValueType("wall", _NS),), ValueType("wall", _NS), 10_000_000, ""),
 }
+#: Those that `gc=1` means something to.
+OF_MEMORY = ("allocs", "heap")
 NAMES = ("allocs", "block", "goroutine", "heap", "mutex", "threadcreate")
 _ADDRESS = re.compile(rb"0[xX][0-9a-fA-F]{1,16}")
 
@@ -197,7 +199,7 @@ def _killed_after_s(call: Call) -> float:
 
 def _collect_garbage(call: Call, name: str) -> tuple[str, ...]:
     """What `gc=1` does to a profile of memory; the comment it leaves."""
-    if name not in ("heap", "allocs") or first(call.request.query, "gc") != "1":
+    if name not in OF_MEMORY or first(call.request.query, "gc") != "1":
         return ()
     left_s = call.desk.garbage.claim()
     if left_s > 0:

@@ -11,8 +11,8 @@ _SECONDS = {"seconds": "how long; clamped to the cap"}
 _DELTA = {
     "seconds": "the difference over so long, instead of the total",
     "debug": "1: text for people; 2: a block per stack",
-    "gc": "1: collect first (heap)",
 }
+_GC = {"gc": "1: collect first, once in 10 s"}
 
 
 def _get(
@@ -46,7 +46,7 @@ ROUTES = (
             "profile",
             profiles.snapshot(name),
             f"Go's {name} profile.",
-            _DELTA,
+            _DELTA | _GC if name in profiles.OF_MEMORY else _DELTA,
         )
         for name in profiles.NAMES
     ),

@@ -280,7 +280,7 @@ def share(call: Call) -> Response:
         desk.artefacts.keep(made.token_id, answer, made.expires_s)
     return as_json(
         {
-            "url": f"{desk.settings.prefix}/share/{link}",
+            "url": f"{call.mount}/share/{link}",
             "id": made.token_id,
             "expires_in": int(ttl_s),
         },

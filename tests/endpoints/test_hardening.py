@@ -4,6 +4,7 @@ import asyncio
 import base64
 import gc
 import gzip
+import io
 import json
 import logging
 import os
@@ -661,7 +662,9 @@ STATUSES = {
     body=st.binary(max_size=200),
     is_known=st.booleans(),
 )
+@pytest.mark.parametrize("carrier", ["asgi", "wsgi"])
 def test_nothing_that_is_sent_breaks_the_surface(
+    carrier: str,
     method: str,
     path: str,
     query: str,
@@ -669,20 +672,68 @@ def test_nothing_that_is_sent_breaks_the_surface(
     body: bytes,
     is_known: bool,
 ) -> None:
-    """A status of the contract, no traceback, no leaked lease, no unasked change."""
-    fuzzed = FUZZED
-    before = fuzzed.desk.knobs.version
+    """A status of the contract, one complete record, no traceback, no leaked lease, no
+    unasked change."""
+    desk = FUZZED.desk
+    version, written = desk.knobs.version, desk.audit.ended
     named = [("host", "localhost"), *headers]
     if is_known:
         named.append(("authorization", f"Bearer {token('metrics', 'profile')}"))
-    asked = Request(method, path, query, tuple(named), "198.51.100.7")
+    send = _send_asgi if carrier == "asgi" else _send_wsgi
 
-    answer = fuzzed.answer(asked, read_body=lambda: body)
+    status, answered = send(method, path, query, named, body)
 
-    assert answer.status in STATUSES
-    assert b"Traceback" not in answer.body
-    assert fuzzed.desk.leases.current() is None
-    assert fuzzed.desk.knobs.version == before
+    assert status in STATUSES
+    assert b"Traceback" not in answered
+    assert desk.leases.current() is None
+    assert desk.knobs.version == version
+    assert desk.audit.ended == written + 1
+    assert desk.audit.dropped == 0
+
+
+def _send_asgi(
+    method: str, path: str, query: str, headers: list[tuple[str, str]], body: bytes
+) -> tuple[int, bytes]:
+    scope = {
+        "type": "http",
+        "method": method,
+        "path": path,
+        "query_string": query.encode("latin-1"),
+        "headers": [(k.encode(), v.encode("latin-1")) for k, v in headers],
+        "client": ("198.51.100.7", 1),
+    }
+    sent: list[dict[str, Any]] = []
+    came = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive() -> Any:
+        if came:
+            return came.pop()
+        return await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    asyncio.run(FUZZED.asgi(scope, receive, send))
+    return sent[0]["status"], b"".join(one.get("body", b"") for one in sent)
+
+
+def _send_wsgi(
+    method: str, path: str, query: str, headers: list[tuple[str, str]], body: bytes
+) -> tuple[int, bytes]:
+    environ: dict[str, Any] = {
+        "REQUEST_METHOD": method,
+        "PATH_INFO": path,
+        "QUERY_STRING": query,
+        "REMOTE_ADDR": "198.51.100.7",
+        "CONTENT_LENGTH": str(len(body)),
+        "wsgi.input": io.BytesIO(body),
+    }
+    for key, value in headers:
+        name = key.upper().replace("-", "_")
+        environ[name if name == "CONTENT_TYPE" else f"HTTP_{name}"] = value
+    started: list[str] = []
+    chunks = FUZZED.wsgi(environ, lambda status, headers, *_: started.append(status))
+    return int(started[0].split()[0]), b"".join(chunks)
 
 
 FUZZED = Surface(Settings(keys=(KEY,), service="shop", profile_seconds_cap=0.05))

@@ -45,8 +45,11 @@ def bearer(*scopes: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {token(*(scopes or ALL))}"}
 
 
-def looked_over(base: str, mount: str = "/debug") -> None:
-    """Every documented address in its place: direct answers, and sound profiles."""
+def looked_over(base: str, mount: str = "/debug", hidden: str = "") -> None:
+    """Every documented address in its place: direct answers, and sound profiles.
+
+    `hidden` is a prefix that a proxy would take off.
+    """
     with httpx.Client(base_url=base, headers=bearer(), timeout=30) as client:
         for path in GETS:
             short = "seconds=0.1" if path.endswith(("profile", "wall", "trace")) else ""
@@ -71,6 +74,15 @@ def looked_over(base: str, mount: str = "/debug") -> None:
             assert 'Bearer realm="stroboscope"' in challenges
             assert 'Basic realm="stroboscope"' in challenges
             assert refused.headers["X-Go-Pprof"] == "1"
+        for page in ("/", "/pprof/"):
+            links = re.findall('href="([^"]+)"', client.get(mount + page).text)
+            seen = [link.removeprefix(hidden) for link in links]
+            assert len(links) > 10
+            assert {link.startswith(f"{mount}/") for link in seen} == {True}
+            assert client.get(seen[-1]).status_code == 200
+        asked = {"path": "/stacks", "ttl": "1m"}
+        url = client.post(f"{mount}/share", json=asked).json()["url"]
+        assert httpx.get(base + url.removeprefix(hidden)).status_code == 200
         put = client.put(f"{mount}/settings", json={"cpu_hz": 50, "ttl": "1m"})
         assert put.json()["settings"]["cpu_hz"]["value"] == 50
 
@@ -101,7 +113,8 @@ def test_h38_under_a_prefix(
 ) -> None:
     """The mount moves with the application."""
     with serving(command, app, **environ) as (base, _):
-        looked_over(base, mount)
+        hidden = "/shop" if mount == "/debug" else ""
+        looked_over(base, mount, hidden)
 
 
 @pytest.mark.slow
