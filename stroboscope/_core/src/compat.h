@@ -127,7 +127,7 @@ typedef void (*sb_code_death_hook)(void);
 static sb_code_death_hook sb_death_hook;
 
 #if PY_VERSION_HEX >= 0x030c0000
-static int
+static inline int
 sb_code_event(PyCodeEvent event, PyCodeObject *Py_UNUSED(code))
 {
     if (event == PY_CODE_EVENT_DESTROY) {
@@ -136,7 +136,7 @@ sb_code_event(PyCodeEvent event, PyCodeObject *Py_UNUSED(code))
     return 0;
 }
 
-static int
+static inline int
 sb_watch_code_deaths(sb_code_death_hook hook)
 {
     static int watcher = -1;
@@ -149,7 +149,7 @@ sb_watch_code_deaths(sb_code_death_hook hook)
 #else
 static destructor sb_code_dealloc_original;
 
-static void
+static inline void
 sb_code_dealloc(PyObject *code)
 {
     sb_death_hook();
@@ -158,7 +158,7 @@ sb_code_dealloc(PyObject *code)
     }
 }
 
-static int
+static inline int
 sb_watch_code_deaths(sb_code_death_hook hook)
 {
     sb_death_hook = hook;

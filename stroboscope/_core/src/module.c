@@ -10,6 +10,7 @@
 #include "cell.h"
 #include "drainer.h"
 #include "sampler.h"
+#include "stacks.h"
 #include "window.h"
 
 #include <time.h>
@@ -191,13 +192,13 @@ slice_of(PyObject *args, PyObject *(*read)(size_t, size_t))
 static PyObject *
 window_stacks(PyObject *Py_UNUSED(module), PyObject *args)
 {
-    return slice_of(args, sb_window_stacks);
+    return slice_of(args, sb_stacks_slice);
 }
 
 static PyObject *
 window_frames(PyObject *Py_UNUSED(module), PyObject *args)
 {
-    return slice_of(args, sb_window_frames);
+    return slice_of(args, sb_frames_slice);
 }
 
 static PyObject *

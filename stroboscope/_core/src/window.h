@@ -18,7 +18,7 @@
 int sb_window_open(void);
 /* Close it for samples; it can still be read. */
 void sb_window_stop(int handle);
-/* Forget it; the last one frees every table. */
+/* Forget it. */
 void sb_window_free(int handle);
 int sb_windows_open(void);
 /* Drain everything pending. */
@@ -29,11 +29,8 @@ void sb_windows_after_fork(void);
 
 /* {"start_ns", "stop_ns", "rows", "stacks", "frames", "full"}; NULL on error. */
 PyObject *sb_window_extent(int handle);
-/* Slices of at most `count` items from `first`, so that no call holds the GIL long:
- * rows (stack, serial, count, ns); stacks of frame ids, leaf first; frames (file,
- * qualified name, first line, line). New lists, NULL on error. */
+/* A slice of at most `count` rows (stack, serial, count, ns) from `first`, so that no
+ * call holds the GIL long. A new list, NULL on error. */
 PyObject *sb_window_rows(int handle, size_t first, size_t count);
-PyObject *sb_window_stacks(size_t first, size_t count);
-PyObject *sb_window_frames(size_t first, size_t count);
 
 #endif

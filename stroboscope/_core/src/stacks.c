@@ -1,0 +1,241 @@
+#include "compat.h"
+
+#include "stacks.h"
+
+#include "table.h"
+
+static sb_table codes;  /* key: pointer low, pointer high */
+static sb_table frames; /* key: code id, instruction offset */
+static sb_table stacks; /* key: frame ids, leaf first; TRUNCATED marks a cut root */
+
+static PyCodeObject **code_objects; /* strong, by code id */
+static size_t code_room;
+static int32_t *frame_lines; /* by frame id */
+static size_t frame_room;
+static int users;
+
+#define TRUNCATED UINT32_MAX
+
+int
+sb_reserve(void **array, size_t *room, size_t id, size_t size)
+{
+    if (id < *room) {
+        return 0;
+    }
+    size_t wanted = (id + 32) * 2;
+    void *grown = PyMem_RawRealloc(*array, wanted * size);
+    if (grown == NULL) {
+        return -1;
+    }
+    *array = grown;
+    *room = wanted;
+    return 0;
+}
+
+/* The caller knows the code to be alive. */
+static int64_t
+code_id(PyCodeObject *code)
+{
+    uint64_t pointer = (uint64_t)(uintptr_t)code;
+    uint32_t key[2] = {(uint32_t)pointer, (uint32_t)(pointer >> 32)};
+    int64_t known = sb_table_find(&codes, key, 2);
+    if (known >= 0) {
+        return known;
+    }
+    /* Room first: an id without its reference could become somebody else's name. */
+    int fresh;
+    if (sb_reserve((void **)&code_objects, &code_room, codes.count,
+                   sizeof *code_objects) < 0) {
+        return -1;
+    }
+    int64_t id = sb_table_intern(&codes, key, 2, &fresh);
+    if (id >= 0) {
+        code_objects[id] = (PyCodeObject *)Py_NewRef((PyObject *)code);
+    }
+    return id;
+}
+
+static int64_t
+frame_id(PyCodeObject *code, int32_t offset)
+{
+    int64_t owner = code_id(code);
+    if (owner < 0) {
+        return -1;
+    }
+    uint32_t key[2] = {(uint32_t)owner, (uint32_t)offset};
+    int64_t known = sb_table_find(&frames, key, 2);
+    if (known >= 0) {
+        return known;
+    }
+    int fresh;
+    if (sb_reserve((void **)&frame_lines, &frame_room, frames.count,
+                   sizeof *frame_lines) < 0) {
+        return -1;
+    }
+    int64_t id = sb_table_intern(&frames, key, 2, &fresh);
+    if (id >= 0) {
+        int line = offset < 0 ? code->co_firstlineno : PyCode_Addr2Line(code, offset);
+        frame_lines[id] = line > 0 ? line : code->co_firstlineno;
+    }
+    return id;
+}
+
+int64_t
+sb_stack_of_sample(const sb_sample *sample)
+{
+    uint32_t key[SB_DEPTH_MAX + 1];
+    uint32_t length = 0;
+    for (uint32_t i = 0; i < sample->depth; i++) {
+        int64_t id = frame_id(sample->frames[i].code, sample->frames[i].offset);
+        if (id < 0) {
+            return -1;
+        }
+        key[length++] = (uint32_t)id;
+    }
+    if (sample->truncated) {
+        key[length++] = TRUNCATED;
+    }
+    int fresh;
+    return sb_table_intern(&stacks, key, length, &fresh);
+}
+
+/* The frames of the running thread hang together and their code is alive: no signal
+ * stands between, and the GIL is held. */
+int64_t
+sb_stack_of_current(uint32_t depth)
+{
+    uint32_t key[SB_DEPTH_MAX + 1];
+    uint32_t length = 0;
+    uint32_t room = depth < SB_DEPTH_MAX ? depth : SB_DEPTH_MAX;
+    sb_frame *frame = sb_current_frame(PyThreadState_Get());
+    for (; frame != NULL; frame = sb_frame_previous(frame)) {
+        PyObject *object = sb_frame_executable(frame);
+        if (object == NULL || !PyCode_Check(object) || !sb_code_is_live(object)) {
+            continue;
+        }
+        if (length == room) {
+            key[length++] = TRUNCATED;
+            break;
+        }
+        PyCodeObject *code = (PyCodeObject *)object;
+        int64_t id = frame_id(code, sb_code_offset(code, sb_frame_instruction(frame)));
+        if (id < 0) {
+            return -1;
+        }
+        key[length++] = (uint32_t)id;
+    }
+    int fresh;
+    return sb_table_intern(&stacks, key, length, &fresh);
+}
+
+/* ---- users ------------------------------------------------------------------------ */
+
+static void
+forget(void)
+{
+    PyCodeObject **held = code_objects;
+    size_t count = codes.count;
+    code_objects = NULL;
+    code_room = 0;
+    sb_table_clear(&codes);
+    sb_table_clear(&frames);
+    sb_table_clear(&stacks);
+    PyMem_RawFree(frame_lines);
+    frame_lines = NULL;
+    frame_room = 0;
+    for (size_t i = 0; i < count; i++) {
+        Py_DECREF(held[i]);
+    }
+    PyMem_RawFree(held);
+}
+
+void
+sb_stacks_use(void)
+{
+    users++;
+}
+
+void
+sb_stacks_leave(void)
+{
+    if (--users == 0) {
+        forget();
+    }
+}
+
+/* ---- reading out ------------------------------------------------------------------ */
+
+size_t
+sb_stacks_count(void)
+{
+    return stacks.count;
+}
+
+size_t
+sb_frames_count(void)
+{
+    return frames.count;
+}
+
+size_t
+sb_slice_length(size_t total, size_t first, size_t count)
+{
+    size_t left = first < total ? total - first : 0;
+    return count < left ? count : left;
+}
+
+static PyObject *
+stack_tuple(size_t id)
+{
+    uint32_t length;
+    const uint32_t *key = sb_table_key(&stacks, id, &length);
+    PyObject *tuple = PyTuple_New(length);
+    for (uint32_t i = 0; tuple != NULL && i < length; i++) {
+        long value = key[i] == TRUNCATED ? -1 : (long)key[i];
+        PyObject *number = PyLong_FromLong(value);
+        if (number == NULL) {
+            Py_CLEAR(tuple);
+            break;
+        }
+        PyTuple_SET_ITEM(tuple, i, number);
+    }
+    return tuple;
+}
+
+static PyObject *
+frame_tuple(size_t id)
+{
+    uint32_t words;
+    const uint32_t *key = sb_table_key(&frames, id, &words);
+    PyCodeObject *code = code_objects[key[0]];
+    return Py_BuildValue("(OOii)", code->co_filename, code->co_qualname,
+                         code->co_firstlineno, (int)frame_lines[id]);
+}
+
+static PyObject *
+slice(size_t total, size_t first, size_t count, PyObject *(*make)(size_t))
+{
+    size_t length = sb_slice_length(total, first, count);
+    PyObject *list = PyList_New((Py_ssize_t)length);
+    for (size_t i = 0; list != NULL && i < length; i++) {
+        PyObject *item = make(first + i);
+        if (item == NULL) {
+            Py_CLEAR(list);
+            break;
+        }
+        PyList_SET_ITEM(list, (Py_ssize_t)i, item);
+    }
+    return list;
+}
+
+PyObject *
+sb_stacks_slice(size_t first, size_t count)
+{
+    return slice(stacks.count, first, count, stack_tuple);
+}
+
+PyObject *
+sb_frames_slice(size_t first, size_t count)
+{
+    return slice(frames.count, first, count, frame_tuple);
+}

@@ -1,0 +1,41 @@
+/* Interned stacks: code objects, places in them, and stacks of places, as small ids.
+ *
+ * One store for all who count by stack: windows, and whatever keeps totals. A code
+ * object that was seen is held while anybody uses the store, so a pointer stays one
+ * name; when the last user leaves everything goes.
+ *
+ * Everything here holds the GIL.
+ */
+#ifndef SB_STACKS_H
+#define SB_STACKS_H
+
+#include <Python.h>
+#include <stdint.h>
+
+#include "sampler.h"
+
+/* Begin and end of a use. The last to leave drops references to code objects, which may
+ * run Python code. */
+void sb_stacks_use(void);
+void sb_stacks_leave(void);
+
+/* The id of a sample's stack, or -1 when the tables are full or memory is short. */
+int64_t sb_stack_of_sample(const sb_sample *sample);
+/* The same for the calling thread as it stands, at most `depth` frames from the leaf.
+ * Runs no Python code and sets no exception; allocates from the system only. */
+int64_t sb_stack_of_current(uint32_t depth);
+
+size_t sb_stacks_count(void);
+size_t sb_frames_count(void);
+/* Slices of at most `count` items from `first`: stacks are tuples of frame ids, leaf
+ * first, -1 for a cut root; frames (file, qualified name, first line, line). New lists,
+ * NULL on error. */
+PyObject *sb_stacks_slice(size_t first, size_t count);
+PyObject *sb_frames_slice(size_t first, size_t count);
+
+/* Room for `id` in an array of items of `size`; 0, or -1 without memory. */
+int sb_reserve(void **array, size_t *room, size_t id, size_t size);
+/* How many items a slice has. */
+size_t sb_slice_length(size_t total, size_t first, size_t count);
+
+#endif
