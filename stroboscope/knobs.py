@@ -76,6 +76,11 @@ class Knobs:
         """Call `listener` with each new value of a knob, on the changing thread."""
         self._listeners.append((name, listener))
 
+    def apply(self) -> None:
+        """Tell every listener the value in force: in each process, once it takes part."""
+        with self._lock:
+            self._tell([knob.name for knob in self])
+
     def change(
         self,
         values: Mapping[str, Any],

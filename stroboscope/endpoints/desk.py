@@ -79,6 +79,10 @@ class Desk:
         self.knobs.on_change("latency_buckets", self._set_bounds)
         os.register_at_fork(after_in_child=self._after_fork)
 
+    def begin(self) -> None:
+        """Start what runs in a process that takes part, once in each. Never raises."""
+        self.knobs.apply()
+
     def add_loop(self, loop: asyncio.AbstractEventLoop) -> None:
         """Remember a loop whose tasks stacks are asked for."""
         self._loops.add(loop)

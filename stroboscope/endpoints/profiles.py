@@ -16,12 +16,12 @@ from stroboscope._core import Window, engine
 from stroboscope._http.messages import PROFILE, TEXT, Response, refusal
 from stroboscope._http.parameters import first, profile_seconds, snapshot_seconds
 from stroboscope.endpoints.call import Call
+from stroboscope.endpoints.collectors import COLLECTORS
 from stroboscope.endpoints.leases import LeaseTaken
 from stroboscope.errors import EngineUnavailable, WindowsExhausted
 from stroboscope.formats import text
 from stroboscope.formats.pprof import encode, prune
-from stroboscope.formats.profile import Profile, ValueType, columns, subtract
-from stroboscope.profiles import stacks
+from stroboscope.formats.profile import Profile, columns, subtract
 from stroboscope.profiles.breath import Breath
 from stroboscope.profiles.cpu import collect_cpu
 
@@ -29,24 +29,6 @@ BUSY = "Could not enable CPU profiling: cpu profiling already in use"
 FORENSIC_HZ = 1000
 #: A capture on a worker with a timeout takes no more of it than this.
 TIMEOUT_SHARE = 0.7
-_COUNT, _NS, _BYTES = "count", "nanoseconds", "bytes"
-_MEMORY = (
-    ValueType("alloc_objects", _COUNT),
-    ValueType("alloc_space", _BYTES),
-    ValueType("inuse_objects", _COUNT),
-    ValueType("inuse_space", _BYTES),
-)
-_THREADS = ValueType("threadcreate", _COUNT)
-_DELAY = (ValueType("contentions", _COUNT), ValueType("delay", _NS))
-#: Sample types, period type, period and default of profiles that nothing collects yet.
-_EMPTY = {
-    "heap": (_MEMORY, ValueType("space", _BYTES), 524_288, ""),
-    "allocs": (_MEMORY, ValueType("space", _BYTES), 524_288, "alloc_space"),
-    "mutex": (_DELAY, _DELAY[0], 1, ""),
-    "block": (_DELAY, _DELAY[0], 1, ""),
-    "threadcreate": ((_THREADS,), _THREADS, 1, ""),
-    "wall": ((ValueType("wall", _NS),), ValueType("wall", _NS), 10_000_000, ""),
-}
 #: Those that `gc=1` means something to.
 OF_MEMORY = ("allocs", "heap")
 NAMES = ("allocs", "block", "goroutine", "heap", "mutex", "threadcreate")
@@ -123,7 +105,7 @@ def snapshot(name: str) -> Callable[[Call], Response]:
         if debug == "2" and name == "goroutine":
             return Response(200, _blocks(call).encode("utf-8", "replace"))
         notes = _collect_garbage(call, name)
-        collected = _collect(call, name, is_fresh=seconds is not None)
+        collected = COLLECTORS[name](call.desk, seconds is not None)
         collected = replace(collected, comments=(*collected.comments, *notes))
         if debug not in ("", "0"):
             shown = text.counts(name, collected)
@@ -134,7 +116,7 @@ def snapshot(name: str) -> Callable[[Call], Response]:
         if not _wait(call, seconds):
             return refusal(call.request, 408, "the client went away")
         ended_ns = time.time_ns()
-        delta = subtract(_collect(call, name, is_fresh=True), collected)
+        delta = subtract(COLLECTORS[name](call.desk, True), collected)
         delta = replace(delta, time_ns=ended_ns, duration_ns=ended_ns - began_ns)
         return _attached(call, f"{name}-delta", delta, _clamp(seconds, clamped))
 
@@ -146,7 +128,8 @@ def snapshot(name: str) -> Callable[[Call], Response]:
 def wall(call: Call) -> Response:
     """Wall-clock time; its collector is not built yet, so it is empty and says so."""
     seconds, clamped = profile_seconds(call.request.query, _cap_s(call))
-    return _attached(call, "wall", _collect(call, "wall"), _clamp(seconds, clamped))
+    collected = COLLECTORS["wall"](call.desk, False)
+    return _attached(call, "wall", collected, _clamp(seconds, clamped))
 
 
 def trace(call: Call) -> Response:
@@ -206,23 +189,6 @@ def _collect_garbage(call: Call, name: str) -> tuple[str, ...]:
         return (f"gc: not collected, the next collection may be in {left_s:.0f} s",)
     gc.collect()
     return ("gc: collected before",)
-
-
-def _collect(call: Call, name: str, *, is_fresh: bool = False) -> Profile:
-    if name == "goroutine":
-        taken = call.desk.snapshots.get(is_fresh=is_fresh)
-        return stacks.to_profile(taken, time.time_ns(), ())
-    types, period_type, period, default = _EMPTY[name]
-    note = f"{name}: nothing collects it yet, so it is empty"
-    return Profile(
-        sample_types=types,
-        samples=[],
-        period_type=period_type,
-        period=period,
-        time_ns=time.time_ns(),
-        comments=(note,),
-        default_sample_type=default,
-    )
 
 
 def _blocks(call: Call) -> str:

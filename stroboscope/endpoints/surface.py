@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import secrets
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
@@ -71,6 +72,7 @@ class Surface:
         self.desk.shareable = _shareable
         self.desk.open = self._open
         self._pool = Pool()
+        self._awake_in = 0
         self._exact = settings.prefix
         self._below = settings.prefix + "/"
 
@@ -85,6 +87,15 @@ class Surface:
     def shows(self, labeller: Shown) -> None:
         """Show a middleware's tenants, and let its knobs be switched."""
         self.desk.labellers.append(labeller)
+
+    def wake(self) -> None:
+        """Take part, in this process: cheap, and called for every request.
+
+        Raises nothing: what fails to begin is logged, and the request goes on.
+        """
+        if self._awake_in != os.getpid():
+            self._awake_in = os.getpid()
+            self.desk.begin()
 
     def handles_scope(self, scope: Scope) -> bool:
         """Whether an ASGI HTTP request is ours; false for everything else."""

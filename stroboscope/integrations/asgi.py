@@ -45,7 +45,10 @@ class Stroboscope:
         if not self.enabled():
             await self.labelled.app(scope, receive, send)
             return
-        if self.surface is not None and self.surface.handles_scope(scope):
-            await self.surface.asgi(scope, receive, send)
-            return
+        surface = self.surface
+        if surface is not None:
+            surface.wake()
+            if surface.handles_scope(scope):
+                await surface.asgi(scope, receive, send)
+                return
         await self.labelled(scope, receive, send)

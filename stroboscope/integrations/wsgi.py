@@ -47,6 +47,8 @@ class Stroboscope:
         if not self.enabled():
             return self.labelled.app(environ, start_response)
         surface = self.surface
-        if surface is not None and surface.handles(environ.get("PATH_INFO", "")):
-            return surface.wsgi(environ, start_response)
+        if surface is not None:
+            surface.wake()
+            if surface.handles(environ.get("PATH_INFO", "")):
+                return surface.wsgi(environ, start_response)
         return self.labelled(environ, start_response)

@@ -50,6 +50,8 @@ class StroboscopeMiddleware:
         if not self.enabled():
             return self.get_response(request)
         surface = self.surface
+        if surface is not None:
+            surface.wake()
         if surface is not None and surface.handles(request.path_info):
             if self._is_async:
                 return self._surface_async(surface, request)

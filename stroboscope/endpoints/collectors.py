@@ -1,0 +1,66 @@
+"""What collects each of Go's snapshot profiles. One row a profile, used by all URLs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+from stroboscope.endpoints.desk import Desk
+from stroboscope.formats.profile import Profile, ValueType
+from stroboscope.profiles import stacks
+
+_COUNT, _NS, _BYTES = "count", "nanoseconds", "bytes"
+_MEMORY = (
+    ValueType("alloc_objects", _COUNT),
+    ValueType("alloc_space", _BYTES),
+    ValueType("inuse_objects", _COUNT),
+    ValueType("inuse_space", _BYTES),
+)
+_THREADS = ValueType("threadcreate", _COUNT)
+_DELAY = (ValueType("contentions", _COUNT), ValueType("delay", _NS))
+
+#: The profile as it stands now; the flag asks for one taken after the call. Blocks.
+Collector = Callable[[Desk, bool], Profile]
+
+
+def _goroutine(desk: Desk, is_fresh: bool) -> Profile:
+    taken = desk.snapshots.get(is_fresh=is_fresh)
+    return stacks.to_profile(taken, time.time_ns(), ())
+
+
+def _not_built(
+    name: str,
+    types: tuple[ValueType, ...],
+    period_type: ValueType,
+    period: int,
+    default: str = "",
+) -> Collector:
+    """A valid profile of nothing: scrapers take a 404 for a dead target."""
+
+    def collect(desk: Desk, is_fresh: bool) -> Profile:
+        note = f"{name}: nothing collects it yet, so it is empty"
+        return Profile(
+            sample_types=types,
+            samples=[],
+            period_type=period_type,
+            period=period,
+            time_ns=time.time_ns(),
+            comments=(note,),
+            default_sample_type=default,
+        )
+
+    return collect
+
+
+_SPACE = ValueType("space", _BYTES)
+COLLECTORS: Mapping[str, Collector] = {
+    "allocs": _not_built("allocs", _MEMORY, _SPACE, 524_288, "alloc_space"),
+    "block": _not_built("block", _DELAY, _DELAY[0], 1),
+    "goroutine": _goroutine,
+    "heap": _not_built("heap", _MEMORY, _SPACE, 524_288),
+    "mutex": _not_built("mutex", _DELAY, _DELAY[0], 1),
+    "threadcreate": _not_built("threadcreate", (_THREADS,), _THREADS, 1),
+    "wall": _not_built(
+        "wall", (ValueType("wall", _NS),), ValueType("wall", _NS), 10_000_000
+    ),
+}
