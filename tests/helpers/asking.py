@@ -7,14 +7,18 @@ from typing import Any
 import httpx
 from werkzeug.test import Client
 
+from stroboscope._http.messages import Request
 from stroboscope.auth.keys import generate_key
 from stroboscope.auth.tokens import Tokens
+from stroboscope.endpoints.routes import ROUTES
 from stroboscope.integrations import asgi, wsgi
 from stroboscope.settings import Settings
 
 BASE = "http://127.0.0.1"
 KEY = generate_key()
 SETTINGS = Settings(keys=(KEY,), service="shop", profile_seconds_cap=0.2)
+#: Every path below the mount that answers GET.
+GETS = [route.paths[0] for route in ROUTES if "GET" in route.actions]
 
 
 class FakeClock:
@@ -34,6 +38,22 @@ def token(*scopes: str, ttl_s: float = 60) -> str:
 
 def bearer(text: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {text}"}
+
+
+def admin() -> dict[str, str]:
+    """The headers of somebody who may change settings."""
+    return {"Content-Type": "application/json"} | bearer(token("admin"))
+
+
+def request(path: str, *headers: tuple[str, str], method: str = "GET") -> Request:
+    """For a surface without a carrier; from nowhere special."""
+    named = (("host", "127.0.0.1"), *headers)
+    return Request(method, path, "", named, "10.0.0.9")
+
+
+def authorised(path: str, text: str, method: str = "GET") -> Request:
+    """The same with a token."""
+    return request(path, ("authorization", f"Bearer {text}"), method=method)
 
 
 async def asgi_inner(scope: Any, receive: Any, send: Any) -> None:
