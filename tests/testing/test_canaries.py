@@ -11,9 +11,9 @@ import pytest
 from asking import KEY, SETTINGS, asgi_inner, token, wsgi_inner
 from fastapi import FastAPI
 
-from stroboscope.endpoints import profiles
 from stroboscope.integrations import asgi, wsgi
 from stroboscope.integrations.fastapi import install
+from stroboscope.profiles import stacks
 from stroboscope.settings import Settings
 from stroboscope.testing import Leak, leaks, planted
 
@@ -49,9 +49,7 @@ def test_it_finds_what_leaks(monkeypatch: pytest.MonkeyPatch) -> None:
     """An endpoint that shows a secret is found, by place and address."""
     with planted() as secret:
         text = secret["local"]
-        monkeypatch.setattr(
-            profiles.stacks, "_named", lambda name, kind: text, raising=True
-        )
+        monkeypatch.setattr(stacks, "_named", lambda name, kind: text, raising=True)
         found = leaks(APPS["asgi"](), secret, token=token("admin"))
 
     assert {leak.place for leak in found} == {"local"}
