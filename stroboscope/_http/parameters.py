@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from urllib.parse import parse_qs
 
 #: What Go runs when `seconds` is absent, not a number, or not positive.
@@ -16,6 +17,12 @@ def first(query: str, name: str) -> str | None:
     """The first value of a parameter, or None."""
     values = parse_qs(query, keep_blank_values=True, max_num_fields=100).get(name)
     return values[0] if values else None
+
+
+def asked(query: str, names: Iterable[str]) -> dict[str, str]:
+    """Those of these parameters that were given, the first value of each."""
+    found = {name: first(query, name) for name in names}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def profile_seconds(query: str, cap_s: float) -> tuple[float, bool]:

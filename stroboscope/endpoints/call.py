@@ -19,6 +19,8 @@ class Call:
     request: Request
     grant: Grant
     desk: Desk
+    #: What stands in the path for `{id}`.
+    name: str = ""
 
     @property
     def mount(self) -> str:

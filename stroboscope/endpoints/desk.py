@@ -14,11 +14,11 @@ from stroboscope._clock import SYSTEM, Clock
 from stroboscope._core import engine
 from stroboscope._http.messages import Cancellation, Response
 from stroboscope.endpoints.audit import Audit
+from stroboscope.endpoints.captures import Captures
 from stroboscope.endpoints.garbage import Garbage
 from stroboscope.endpoints.gate import Gate
 from stroboscope.endpoints.knobset import knobs_of
 from stroboscope.endpoints.leases import Leases
-from stroboscope.endpoints.shares import Artefacts
 from stroboscope.endpoints.snapshots import Snapshots
 from stroboscope.formats.pprof import stable_address
 from stroboscope.formats.profile import Frame
@@ -62,7 +62,7 @@ class Desk:
         self.gate = Gate(settings, clock)
         self.knobs = knobs_of(settings, clock)
         self.leases = Leases(clock)
-        self.artefacts = Artefacts(clock)
+        self.captures = Captures(clock)
         self.garbage = Garbage(clock)
         self.snapshots = Snapshots(lambda: stacks.snapshot(self.loops()), clock)
         self.governor = Governor(settings.overhead_share, clock)
@@ -127,6 +127,7 @@ class Desk:
         self.knobs.after_fork()
         self.gate.after_fork()
         self.garbage.after_fork()
+        self.captures.after_fork()
         self.snapshots.after_fork()
         self._watches = False
         self._loops = WeakSet()

@@ -5,12 +5,15 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from html import escape
 from typing import Any
+from urllib.parse import urlencode
 
 from stroboscope._core import engine
 from stroboscope._http.messages import HTML, JSON, POLICY, Response
 from stroboscope.endpoints.call import Call, as_json
+from stroboscope.endpoints.captures import Capture
 
 _STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:60rem;"
@@ -42,6 +45,7 @@ def index(call: Call) -> Response:
                 "windows": info.windows,
                 "lease": held and {"kind": held[0], "ends_in": round(held[1], 1)},
                 "settings": knobs,
+                "captures": len(desk.captures),
                 "endpoints": [
                     {
                         "path": call.mount + route.paths[0],
@@ -79,7 +83,7 @@ def index(call: Call) -> Response:
         )
         for name, knob in knobs.items()
     ]
-    return _page(
+    return page(
         "stroboscope",
         f"<p>service {escape(desk.settings.service)}</p>",
         "<h2>Now</h2>",
@@ -88,6 +92,8 @@ def index(call: Call) -> Response:
         _table(("path", "method", "scope", "what"), endpoints),
         "<h2>Settings</h2>",
         _table(("name", "value", "until", "what"), switched),
+        "<h2>Captures</h2>",
+        captures_table(desk.captures.seen_by(call.grant.scopes), call.mount),
     )
 
 
@@ -106,7 +112,7 @@ def pprof_index(call: Call) -> Response:
         if r.paths[0].startswith("/pprof/") and r.paths[0] != "/pprof/"
     ]
     table = _table((), rows)
-    return _page(f"{mount}/pprof/", "<p>Types of profiles available:</p>", table)
+    return page(f"{mount}/pprof/", "<p>Types of profiles available:</p>", table)
 
 
 def openapi(call: Call) -> Response:
@@ -177,14 +183,38 @@ def _operation(method: str, action: Any) -> dict[str, Any]:
     return described
 
 
-def _page(title: str, *parts: str) -> Response:
-    page = (
+def page(title: str, *parts: str) -> Response:
+    """A page of ours; the parts are HTML already."""
+    text = (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width">'
         f"<title>{escape(title)}</title><style>{_STYLE}</style>"
         f"<h1>{escape(title)}</h1>{''.join(parts)}</html>"
     )
-    return Response(200, page.encode(), HTML, policy=_POLICY)
+    return Response(200, text.encode(), HTML, policy=_POLICY)
+
+
+def captures_table(captures: Iterable[Capture], mount: str) -> str:
+    """Kept answers as HTML, each a link."""
+    heads = ("taken", "kind", "of", "bytes", "by", "why")
+    rows = [
+        (
+            f'<a href="{escape(mount)}/captures/{escape(one.id)}">'
+            f"{datetime.fromtimestamp(one.taken_s, UTC):%H:%M:%S} UTC</a>",
+            escape(one.kind),
+            f"<code>{escape(_asked(one))}</code>",
+            str(one.bytes),
+            escape(one.owner),
+            escape(one.reason),
+        )
+        for one in captures
+    ]
+    return _table(heads, rows) if rows else "<p>none</p>"
+
+
+def _asked(one: Capture) -> str:
+    query = urlencode(dict(one.parameters))
+    return one.endpoint + (f"?{query}" if query else "")
 
 
 def _table(heads: Iterable[str], rows: Iterable[tuple[str, ...]]) -> str:

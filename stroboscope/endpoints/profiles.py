@@ -14,8 +14,14 @@ from dataclasses import replace
 
 from stroboscope._core import Window, engine
 from stroboscope._http.messages import PROFILE, TEXT, Response, refusal
-from stroboscope._http.parameters import first, profile_seconds, snapshot_seconds
+from stroboscope._http.parameters import (
+    asked,
+    first,
+    profile_seconds,
+    snapshot_seconds,
+)
 from stroboscope.endpoints.call import Call
+from stroboscope.endpoints.captures import HEADER, Capture
 from stroboscope.endpoints.collectors import COLLECTORS
 from stroboscope.endpoints.leases import LeaseTaken
 from stroboscope.errors import EngineUnavailable, WindowsExhausted
@@ -31,6 +37,8 @@ FORENSIC_HZ = 1000
 TIMEOUT_SHARE = 0.7
 #: Those that `gc=1` means something to.
 OF_MEMORY = ("allocs", "heap")
+#: What a capture says it was asked with.
+KEPT = ("seconds", "forensic", "gc", "worker")
 NAMES = ("allocs", "block", "goroutine", "heap", "mutex", "threadcreate")
 _ADDRESS = re.compile(rb"0[xX][0-9a-fA-F]{1,16}")
 
@@ -223,7 +231,23 @@ def _attached(
     table = columns(pruned.samples, len(pruned.sample_types))
     call.desk.remember_symbols(table.frames)
     named = ("Content-Disposition", f'attachment; filename="{filename}"')
-    return Response(200, body, PROFILE, (named, *headers))
+    answer = Response(200, body, PROFILE, (named, *headers))
+    return _kept(call, f"/pprof/{filename}", answer)
+
+
+def _kept(call: Call, endpoint: str, answer: Response) -> Response:
+    """The answer under an id of its own, unless there is no room for it."""
+    number = call.desk.captures.new_id()
+    marked = replace(answer, headers=(*answer.headers, (HEADER, number)))
+    capture = Capture(
+        number,
+        "profile",
+        endpoint,
+        marked,
+        owner=call.grant.token_id,
+        parameters=asked(call.request.query, KEPT),
+    )
+    return marked if call.desk.captures.keep(capture) else answer
 
 
 def _clamp(seconds: float, clamped: bool) -> list[tuple[str, str]]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
-from stroboscope.endpoints import pages, profiles, state
+from stroboscope.endpoints import listing, pages, profiles, state
 from stroboscope.endpoints.call import Action, Handler, Route
 
 _SECONDS = {"seconds": "how long; clamped to the cap"}
@@ -70,6 +71,14 @@ ROUTES = (
         "Names of addresses: 0xADDR+0xADDR.",
         POST=Action("profile", profiles.symbol, "The same from a body.", {}, "text"),
     ),
+    _get("/captures", "profile", listing.list_captures, "Profiles kept here."),
+    _get(
+        "/captures/{id}",
+        "profile",
+        listing.give,
+        "One of them, as it was answered.",
+        DELETE=Action("profile", listing.drop, "Forget one of your own.", {}),
+    ),
     _get("/stacks", "profile", state.show_stacks, "Every thread and task now."),
     _get("/labels", "metrics", state.labels, "Label sets and what their caps refused."),
     _get("/metrics", "metrics", state.metrics, "Our counters, for Prometheus."),
@@ -128,3 +137,14 @@ ROUTES = (
     ),
 )
 BY_PATH = {path: route for route in ROUTES for path in route.paths}
+#: What may stand in a path for `{id}`.
+_ID = re.compile(r"[A-Za-z0-9_.-]{1,128}", re.ASCII)
+
+
+def find(path: str) -> tuple[Route | None, str]:
+    """The route of a path below the mount, and what stands there for its `{id}`."""
+    folder, _, name = path.rpartition("/")
+    found = BY_PATH.get(path)
+    if found is not None or not _ID.fullmatch(name):
+        return found, ""
+    return BY_PATH.get(folder + "/{id}"), name

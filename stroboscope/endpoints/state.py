@@ -15,6 +15,7 @@ from stroboscope._core import engine
 from stroboscope._http.messages import JSON, Response, refusal
 from stroboscope.auth.tokens import SHARE_TTL_CAP_S
 from stroboscope.endpoints.call import Call, as_json
+from stroboscope.endpoints.captures import Capture
 from stroboscope.errors import KnobConflict, KnobError
 from stroboscope.formats.prometheus import CONTENT_TYPE, Family, one, render
 from stroboscope.knobs import TTL_DEFAULT_S
@@ -165,6 +166,13 @@ def metrics(call: Call) -> Response:
             "Times all stacks were read.",
             desk.snapshots.walks,
         ),
+        one(prefix + "captures", "gauge", "Answers kept.", len(desk.captures)),
+        one(
+            prefix + "capture_bytes",
+            "gauge",
+            "Bytes of the answers kept.",
+            sum(kept.bytes for kept in desk.captures.all()),
+        ),
         one(prefix + "audit_records_total", "counter", "Written.", desk.audit.written),
         one(
             prefix + "audit_records_dropped_total",
@@ -277,7 +285,18 @@ def share(call: Call) -> Response:
         answer = desk.open(target, call)
         if answer.status != 200:
             return answer
-        desk.artefacts.keep(made.token_id, answer, made.expires_s)
+        desk.captures.keep(
+            Capture(
+                made.token_id,
+                "share",
+                target.partition("?")[0],
+                answer,
+                owner=call.grant.token_id,
+                scope=action.scope,
+                is_held=True,
+            ),
+            ttl_s,
+        )
     return as_json(
         {
             "url": f"{call.mount}/share/{link}",

@@ -32,7 +32,7 @@ from stroboscope.endpoints.audit import Entry
 from stroboscope.endpoints.call import Action, Call
 from stroboscope.endpoints.desk import Desk, Shown, Tracer
 from stroboscope.endpoints.gate import SHARE_PATH, Admission
-from stroboscope.endpoints.routes import BY_PATH
+from stroboscope.endpoints.routes import BY_PATH, find
 from stroboscope.errors import (
     BadHost,
     CrossSite,
@@ -192,7 +192,7 @@ class Surface:
             return refusal(request, 413, "body too large")
         if admission.share is not None:
             path = admission.share.target.partition("?")[0]
-        route = BY_PATH.get(path)
+        route, _ = find(path)
         if route is None:
             is_profile = path.startswith("/pprof/")
             return refusal(request, 404, "Unknown profile" if is_profile else "Unknown")
@@ -232,7 +232,8 @@ class Surface:
                 _require(admitted.action, grant)
             self.desk.audit.begin(entry)
             self.desk.watch_knobs()
-            call = Call(request, grant, self.desk)
+            _, name = find(request.path[len(self._exact) :])
+            call = Call(request, grant, self.desk, name)
             if admitted.admission.share is not None:
                 return self._shared(admitted.admission.share, call)
             return admitted.action.handler(call)
@@ -240,8 +241,8 @@ class Surface:
             return self._refusal(request, entry, error)
 
     def _shared(self, share: Share, call: Call) -> Response:
-        kept = self.desk.artefacts.get(share.token_id)
-        return kept if kept is not None else self._open(share.target, call)
+        kept = self.desk.captures.get(share.token_id)
+        return kept.answer if kept is not None else self._open(share.target, call)
 
     def _open(self, target: str, call: Call) -> Response:
         path, _, query = target.partition("?")

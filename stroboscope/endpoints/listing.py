@@ -1,0 +1,56 @@
+"""The captures of this process: listed, given out, dropped."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stroboscope._http.messages import HTML, Response, refusal
+from stroboscope.endpoints import pages
+from stroboscope.endpoints.call import Call, as_json
+from stroboscope.endpoints.captures import Capture
+
+
+def list_captures(call: Call) -> Response:
+    """What is kept here and may be seen with this token, newest first."""
+    seen = call.desk.captures.seen_by(call.grant.scopes)
+    if HTML.partition(";")[0] not in (call.request.header("accept") or ""):
+        return as_json([described(one, call) for one in seen])
+    return pages.page("captures", pages.captures_table(seen, call.mount))
+
+
+def give(call: Call) -> Response:
+    """One capture, as it was answered."""
+    found = call.desk.captures.get(call.name)
+    if found is None:
+        return refusal(call.request, 404, "Unknown capture")
+    if not {found.scope, "admin"} & call.grant.scopes:
+        return refusal(call.request, 403, "insufficient_scope")
+    return found.answer
+
+
+def drop(call: Call) -> Response:
+    """Forget a capture: whoever took it may, and an admin."""
+    found = call.desk.captures.get(call.name)
+    if found is None:
+        return refusal(call.request, 404, "Unknown capture")
+    is_own = bool(found.owner) and found.owner == call.grant.token_id
+    if not is_own and "admin" not in call.grant.scopes:
+        return refusal(call.request, 403, "insufficient_scope")
+    call.desk.captures.drop(found.id)
+    return as_json({"dropped": found.id})
+
+
+def described(one: Capture, call: Call) -> dict[str, Any]:
+    """A capture as JSON shows it; who took it, by the id of the token."""
+    return {
+        "id": one.id,
+        "kind": one.kind,
+        "endpoint": call.mount + one.endpoint,
+        "parameters": dict(one.parameters),
+        "reason": one.reason,
+        "token_id": one.owner,
+        "bytes": one.bytes,
+        "taken": round(one.taken_s, 3),
+        "expires_in": round(one.ends_s - call.desk.clock.time_s(), 1),
+        "url": f"{call.mount}/captures/{one.id}",
+    }
