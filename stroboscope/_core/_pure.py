@@ -46,7 +46,15 @@ class LabelCell:
         """Whether any sample was taken under this cell."""
         return False
 
+    @property
+    def ended(self) -> bool:
+        """Whether its labels are final; nobody asks where nothing is sampled."""
+        return False
+
     def publish(self) -> None:
+        """Nothing was sampled, so nothing is handed over."""
+
+    def show(self) -> None:
         """Nothing was sampled, so nothing is handed over."""
 
 

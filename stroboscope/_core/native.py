@@ -10,12 +10,8 @@ from typing import Any
 
 from stroboscope._core import _native
 from stroboscope._core.capture import Capture, Row
+from stroboscope._core.places import BREATH_S, SLICE, places_of, slices
 from stroboscope.errors import EngineUnavailable
-
-#: Items read per call, so that no call holds the GIL for more than about 0.2 ms.
-_SLICE = 500
-#: Pause after each slice: a waiting thread needs a moment to take the GIL.
-_BREATH_S = 0.0001
 
 
 class NativeDriver:
@@ -85,11 +81,11 @@ class NativeDriver:
         extent = _native.window_stop(handle)
         try:
             self._resolve_live_cells()
-            rows: list[Row] = _slices(
+            rows: list[Row] = slices(
                 extent["rows"], lambda i, n: _native.window_rows(handle, i, n)
             )
-            stacks = _slices(extent["stacks"], _native.window_stacks)
-            frames = _slices(extent["frames"], _native.window_frames)
+            frames, stacks, at = places_of(row[0] for row in rows)
+            rows = [(at[row[0]], *row[1:]) for row in rows]
             chains = self._chains(rows)
         finally:
             _native.window_free(handle)
@@ -116,7 +112,7 @@ class NativeDriver:
                 found = source() if source is not None else None
                 if found is not None:
                     cell.labels = found
-            cell.publish()
+            cell.show()
 
     def _chains(self, rows: list[Row]) -> dict[int, tuple[object, ...]]:
         chains: dict[int, tuple[object, ...]] = {}
@@ -126,8 +122,8 @@ class NativeDriver:
             if serial and serial not in chains:
                 chain = _native.chain_of(serial)
                 chains[serial] = same.setdefault(chain, chain)
-            if at % _SLICE == 0:
-                _native.sleep(_BREATH_S)
+            if at % SLICE == 0:
+                _native.sleep(BREATH_S)
         return chains
 
     def _notes(self, extent: dict[str, int]) -> list[str]:
@@ -171,11 +167,3 @@ _LOSSES = {
     "lost_unguarded": "samples lost, fault guard taken",
     "threads_refused": "threads without a timer",
 }
-
-
-def _slices(total: int, read: Callable[[int, int], list[Any]]) -> list[Any]:
-    items: list[Any] = []
-    for first in range(0, total, _SLICE):
-        items += read(first, _SLICE)
-        _native.sleep(_BREATH_S)
-    return items

@@ -19,9 +19,9 @@ from stroboscope.labels.sets import (
     TABLE,
     LabelSet,
     Overlay,
-    Removal,
     check_key,
     label_set,
+    removal,
 )
 
 P = ParamSpec("P")
@@ -111,7 +111,7 @@ class without(_Scope):
             raise LabelError("without() takes the keys to remove; there are none")
         for key in keys:
             check_key(key)
-        super().__init__(Removal(frozenset(keys)))
+        super().__init__(removal(frozenset(keys)))
 
 
 def set(**labels: str) -> None:
@@ -138,12 +138,21 @@ def labels_of(cell: LabelCell | None) -> LabelSet:
     chain: list[object] = []
     while cell is not None:
         overlay = cell.labels
-        if overlay is None and cell.source is not None:
+        if not cell.ended and cell.source is not None:
             with contextlib.suppress(Exception):
-                overlay = cell.source()
+                overlay = cell.source() or overlay
         chain.append(overlay)
         cell = cell.parent
     return TABLE.merge(chain[::-1])
+
+
+def is_settled(cell: LabelCell | None) -> bool:
+    """Whether the labels of a cell can change no more."""
+    while cell is not None:
+        if not cell.ended and cell.source not in (None, _from_set):
+            return False
+        cell = cell.parent
+    return True
 
 
 class _entered:

@@ -6,6 +6,7 @@ nobody holds are forgotten, so the cap is on sets alive at once.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
 import threading
@@ -63,6 +64,12 @@ class Removal:
     """An overlay that takes keys away from what the overlays above it give."""
 
     keys: frozenset[str]
+
+
+@functools.lru_cache(512)
+def removal(keys: frozenset[str]) -> Removal:
+    """The one removal of these keys: blocks of equal removals are told by identity."""
+    return Removal(keys)
 
 
 Overlay = LabelSet | Removal
@@ -130,14 +137,10 @@ class LabelTable:
 
         What is no overlay counts for nothing. `overflow` when too many sets are alive.
         """
-        merged: dict[str, str] = {}
+        items: Items = ()
         for part in chain:
-            if isinstance(part, LabelSet):
-                merged.update(part.items)
-            elif isinstance(part, Removal):
-                for key in part.keys:
-                    merged.pop(key, None)
-        return self._intern(tuple(sorted(merged.items())))
+            items = extend(items, part)
+        return self._intern(items)
 
     def stats(self) -> LabelStats:
         """Count what is there now."""
@@ -200,6 +203,21 @@ def check_value(key: str, value: object) -> None:
         raise LabelError(
             f"label {key} has {size} bytes; allowed: at most {VALUE_BYTES_CAP}"
         )
+
+
+def extend(items: Items, overlay: object) -> Items:
+    """The items that a block of `overlay` has inside one of `items`.
+
+    What is no overlay changes nothing. Interns nothing: for keepers of totals, who
+    have their own bound and must not use up the one of sets alive.
+    """
+    if isinstance(overlay, LabelSet):
+        if not items:
+            return overlay.items
+        return tuple(sorted({**dict(items), **dict(overlay.items)}.items()))
+    if isinstance(overlay, Removal):
+        return tuple(item for item in items if item[0] not in overlay.keys)
+    return items
 
 
 TABLE = LabelTable()

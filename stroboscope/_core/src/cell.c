@@ -4,6 +4,7 @@
 #include <structmember.h>
 
 #include "guard.h"
+#include "owner.h"
 #include "table.h"
 
 /* ---- the context's map, mirrored --------------------------------------------------
@@ -108,6 +109,20 @@ sb_cell_of_context(PyObject *context)
     return (sb_cell *)value;
 }
 
+sb_cell *
+sb_current_cell(void)
+{
+    return sb_cell_of_context(PyThreadState_Get()->context);
+}
+
+void
+sb_cells_disown(void)
+{
+    for (sb_cell *cell = cells.live; cell != NULL; cell = cell->next) {
+        cell->owner = SB_NOBODY;
+    }
+}
+
 /* ---- publication: serial -> labels, for samples whose request is over ------------- */
 
 static int64_t
@@ -121,8 +136,10 @@ publication_id(uint64_t serial, int make, int *fresh)
 /* Remember the cell's labels and its ancestors'. Never fails: without memory the
  * sample stays unlabelled. */
 static void
-publish(sb_cell *cell)
+publish(sb_cell *first)
 {
+    first->published = cells.epoch;
+    sb_cell *cell = first;
     for (; cell != NULL && cells.keep_published; cell = cell->parent) {
         int fresh;
         atomic_store(&cell->sampled, 1);
@@ -146,7 +163,6 @@ publish(sb_cell *cell)
         row->parent = cell->parent ? cell->parent->serial : 0;
         Py_XINCREF(cell->labels);
         Py_XSETREF(row->labels, cell->labels);
-        cell->published = cells.epoch;
     }
 }
 
@@ -279,19 +295,28 @@ cell_clear(PyObject *object)
     return 0;
 }
 
+/* The labels are final. May run Python code; leaves no exception. */
+static void
+end(sb_cell *self)
+{
+    self->ended = 1;
+    publish(self);
+    sb_owner_cell_ended(self);
+}
+
 /* Background work may be sampled after its request ended: the last chance to find the
  * labels is the cell's own end. May run Python code, as finalizers may. */
 static void
 cell_finalize(PyObject *object)
 {
     sb_cell *self = (sb_cell *)object;
-    if (!atomic_load(&self->sampled) || !cells.keep_published ||
-        self->published == cells.epoch) {
+    int is_unpublished = cells.keep_published && self->published != cells.epoch;
+    if (!atomic_load(&self->sampled) || !(is_unpublished || sb_owner_is_open(self))) {
         return;
     }
     PyObject *type, *value, *traceback;
     PyErr_Fetch(&type, &value, &traceback);
-    if (self->source != NULL && self->source != Py_None) {
+    if (!self->ended && self->source != NULL && self->source != Py_None) {
         PyObject *found = PyObject_CallNoArgs(self->source);
         if (found == NULL) {
             PyErr_Clear(); /* labels may be missing, nothing may break */
@@ -303,7 +328,7 @@ cell_finalize(PyObject *object)
             Py_XSETREF(self->labels, found);
         }
     }
-    publish(self);
+    end(self);
     PyErr_Restore(type, value, traceback);
 }
 
@@ -316,6 +341,7 @@ cell_dealloc(PyObject *object)
         return;
     }
     PyObject_GC_UnTrack(object);
+    sb_owner_cell_gone(self);
     if (self->next != NULL) {
         self->next->previous = self->previous;
     }
@@ -333,10 +359,27 @@ cell_dealloc(PyObject *object)
 static PyObject *
 cell_publish(PyObject *object, PyObject *Py_UNUSED(ignored))
 {
+    sb_cell *self = (sb_cell *)object;
+    self->ended = 1;
+    if (atomic_load(&self->sampled)) {
+        end(self);
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+cell_show(PyObject *object, PyObject *Py_UNUSED(ignored))
+{
     if (atomic_load(&((sb_cell *)object)->sampled)) {
         publish((sb_cell *)object);
     }
     Py_RETURN_NONE;
+}
+
+static PyObject *
+cell_get_ended(PyObject *object, void *Py_UNUSED(closure))
+{
+    return PyBool_FromLong(((sb_cell *)object)->ended);
 }
 
 static PyObject *
@@ -357,11 +400,13 @@ static PyMemberDef cell_members[] = {
 
 static PyGetSetDef cell_getset[] = {
     {"sampled", cell_get_sampled, NULL, "Whether a sample was taken under it.", NULL},
+    {"ended", cell_get_ended, NULL, "Whether its labels are final.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
 static PyMethodDef cell_methods[] = {
-    {"publish", cell_publish, METH_NOARGS, "Hand the labels over if sampled."},
+    {"publish", cell_publish, METH_NOARGS, "Hand the final labels over if sampled."},
+    {"show", cell_show, METH_NOARGS, "Hand over what is known to windows, if sampled."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -14,7 +14,9 @@ typedef struct sb_cell {
     PyObject *source;       /* strong, or NULL: finds late labels */
     struct sb_cell *previous, *next; /* all live cells */
     atomic_uchar sampled;
-    uint32_t published; /* the epoch of the last publication */
+    unsigned char ended; /* its labels are final */
+    uint32_t published;  /* the epoch of the last publication */
+    uint32_t owner;      /* of what is charged to it; see owner.h */
 } sb_cell;
 
 /* Make the type and the ContextVar, learn the HAMT's node types. 0, or -1 with an
@@ -36,7 +38,12 @@ PyObject *sb_cells_of_threads(void);
 PyObject *sb_cells_live_sampled(void);
 /* Overlays of a serial, root first: new tuple, empty when unknown; NULL on error. */
 PyObject *sb_chain_of(uint64_t serial);
-/* Whether published labels are kept: while any window is open. Off drops them all. */
+/* Whether published labels are kept by serial: while any window is open. Off drops them
+ * all. Ledgers need none of it: see owner.h. */
 void sb_publishing(int on);
+/* The cell of the calling thread's context, borrowed, or NULL. */
+sb_cell *sb_current_cell(void);
+/* No cell has an owner any more. */
+void sb_cells_disown(void);
 
 #endif

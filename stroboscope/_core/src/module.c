@@ -9,6 +9,7 @@
 
 #include "cell.h"
 #include "drainer.h"
+#include "ledger.h"
 #include "sampler.h"
 #include "stacks.h"
 #include "window.h"
@@ -88,6 +89,7 @@ after_fork(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
     sb_drainer_after_fork();
     sb_windows_after_fork();
     sb_publishing(0);
+    sb_ledgers_after_fork();
     Py_RETURN_NONE;
 }
 
@@ -176,29 +178,15 @@ window_rows(PyObject *Py_UNUSED(module), PyObject *args)
 }
 
 static PyObject *
-slice_of(PyObject *args, PyObject *(*read)(size_t, size_t))
+stacks_of(PyObject *Py_UNUSED(module), PyObject *ids)
 {
-    Py_ssize_t first, count;
-    if (!PyArg_ParseTuple(args, "nn", &first, &count)) {
-        return NULL;
-    }
-    if (first < 0 || count < 0) {
-        PyErr_SetString(PyExc_ValueError, "slices count up from 0");
-        return NULL;
-    }
-    return read((size_t)first, (size_t)count);
+    return sb_stacks_of(ids);
 }
 
 static PyObject *
-window_stacks(PyObject *Py_UNUSED(module), PyObject *args)
+frames_of(PyObject *Py_UNUSED(module), PyObject *ids)
 {
-    return slice_of(args, sb_stacks_slice);
-}
-
-static PyObject *
-window_frames(PyObject *Py_UNUSED(module), PyObject *args)
-{
-    return slice_of(args, sb_frames_slice);
+    return sb_frames_of(ids);
 }
 
 static PyObject *
@@ -305,8 +293,8 @@ static PyMethodDef methods[] = {
     {"window_stop", window_stop, METH_O, "Stop a window; its extent."},
     {"window_free", window_free, METH_O, "Forget a window."},
     {"window_rows", window_rows, METH_VARARGS, "Rows of a window, a slice."},
-    {"window_stacks", window_stacks, METH_VARARGS, "Stacks, a slice."},
-    {"window_frames", window_frames, METH_VARARGS, "Frames, a slice."},
+    {"stacks_of", stacks_of, METH_O, "The stacks of a list of ids."},
+    {"frames_of", frames_of, METH_O, "The frames of a list of ids."},
     {"live_sampled", live_sampled, METH_NOARGS, "Live cells that were sampled."},
     {"chain_of", chain_of, METH_O, "Label overlays of a serial, root first."},
     {"wrap_bootstrap", wrap_bootstrap, METH_O, "Arm threads as they start."},
@@ -320,7 +308,7 @@ static PyMethodDef methods[] = {
 static int
 execute(PyObject *module)
 {
-    return sb_cells_init(module);
+    return sb_cells_init(module) < 0 || sb_ledgers_init(module) < 0 ? -1 : 0;
 }
 
 static int

@@ -4,14 +4,15 @@
 
 #include "table.h"
 
-static sb_table codes;  /* key: pointer low, pointer high */
-static sb_table frames; /* key: code id, instruction offset */
-static sb_table stacks; /* key: frame ids, leaf first; TRUNCATED marks a cut root */
+static sb_table codes;   /* key: pointer low, pointer high */
+static sb_table offsets; /* key: code id, instruction offset */
+static sb_table frames;  /* key: code id, line */
+static sb_table stacks;  /* key: frame ids, leaf first; TRUNCATED marks a cut root */
 
 static PyCodeObject **code_objects; /* strong, by code id */
 static size_t code_room;
-static int32_t *frame_lines; /* by frame id */
-static size_t frame_room;
+static uint32_t *offset_frames; /* by id of the offset */
+static size_t offset_room;
 static int users;
 
 #define TRUNCATED UINT32_MAX
@@ -55,6 +56,17 @@ code_id(PyCodeObject *code)
     return id;
 }
 
+/* The place of a line in a code object. */
+static int64_t
+place_id(uint32_t owner, int line)
+{
+    uint32_t key[2] = {owner, (uint32_t)line};
+    int fresh;
+    return sb_table_intern(&frames, key, 2, &fresh);
+}
+
+/* Instructions of one line are one place: which of them a frame stands at depends on
+ * what the interpreter has specialized. */
 static int64_t
 frame_id(PyCodeObject *code, int32_t offset)
 {
@@ -63,21 +75,22 @@ frame_id(PyCodeObject *code, int32_t offset)
         return -1;
     }
     uint32_t key[2] = {(uint32_t)owner, (uint32_t)offset};
-    int64_t known = sb_table_find(&frames, key, 2);
+    int64_t known = sb_table_find(&offsets, key, 2);
     if (known >= 0) {
-        return known;
+        return offset_frames[known];
     }
+    int line = offset < 0 ? 0 : PyCode_Addr2Line(code, offset);
+    int64_t place = place_id((uint32_t)owner, line > 0 ? line : code->co_firstlineno);
     int fresh;
-    if (sb_reserve((void **)&frame_lines, &frame_room, frames.count,
-                   sizeof *frame_lines) < 0) {
+    if (place < 0 || sb_reserve((void **)&offset_frames, &offset_room, offsets.count,
+                                sizeof *offset_frames) < 0) {
         return -1;
     }
-    int64_t id = sb_table_intern(&frames, key, 2, &fresh);
+    int64_t id = sb_table_intern(&offsets, key, 2, &fresh);
     if (id >= 0) {
-        int line = offset < 0 ? code->co_firstlineno : PyCode_Addr2Line(code, offset);
-        frame_lines[id] = line > 0 ? line : code->co_firstlineno;
+        offset_frames[id] = (uint32_t)place;
     }
-    return id;
+    return id < 0 ? -1 : place;
 }
 
 int64_t
@@ -138,11 +151,12 @@ forget(void)
     code_objects = NULL;
     code_room = 0;
     sb_table_clear(&codes);
+    sb_table_clear(&offsets);
     sb_table_clear(&frames);
     sb_table_clear(&stacks);
-    PyMem_RawFree(frame_lines);
-    frame_lines = NULL;
-    frame_room = 0;
+    PyMem_RawFree(offset_frames);
+    offset_frames = NULL;
+    offset_room = 0;
     for (size_t i = 0; i < count; i++) {
         Py_DECREF(held[i]);
     }
@@ -164,18 +178,6 @@ sb_stacks_leave(void)
 }
 
 /* ---- reading out ------------------------------------------------------------------ */
-
-size_t
-sb_stacks_count(void)
-{
-    return stacks.count;
-}
-
-size_t
-sb_frames_count(void)
-{
-    return frames.count;
-}
 
 size_t
 sb_slice_length(size_t total, size_t first, size_t count)
@@ -209,33 +211,37 @@ frame_tuple(size_t id)
     const uint32_t *key = sb_table_key(&frames, id, &words);
     PyCodeObject *code = code_objects[key[0]];
     return Py_BuildValue("(OOii)", code->co_filename, code->co_qualname,
-                         code->co_firstlineno, (int)frame_lines[id]);
+                         code->co_firstlineno, (int)key[1]);
 }
 
 static PyObject *
-slice(size_t total, size_t first, size_t count, PyObject *(*make)(size_t))
+all_of(PyObject *ids, size_t count, PyObject *(*make)(size_t))
 {
-    size_t length = sb_slice_length(total, first, count);
-    PyObject *list = PyList_New((Py_ssize_t)length);
-    for (size_t i = 0; list != NULL && i < length; i++) {
-        PyObject *item = make(first + i);
+    Py_ssize_t length = PyList_Size(ids);
+    PyObject *list = length < 0 ? NULL : PyList_New(length);
+    for (Py_ssize_t i = 0; list != NULL && i < length; i++) {
+        size_t id = PyLong_AsSize_t(PyList_GetItem(ids, i));
+        if (id >= count && !PyErr_Occurred()) {
+            PyErr_SetString(PyExc_ValueError, "no such stack or frame");
+        }
+        PyObject *item = PyErr_Occurred() ? NULL : make(id);
         if (item == NULL) {
             Py_CLEAR(list);
             break;
         }
-        PyList_SET_ITEM(list, (Py_ssize_t)i, item);
+        PyList_SET_ITEM(list, i, item);
     }
     return list;
 }
 
 PyObject *
-sb_stacks_slice(size_t first, size_t count)
+sb_stacks_of(PyObject *ids)
 {
-    return slice(stacks.count, first, count, stack_tuple);
+    return all_of(ids, stacks.count, stack_tuple);
 }
 
 PyObject *
-sb_frames_slice(size_t first, size_t count)
+sb_frames_of(PyObject *ids)
 {
-    return slice(frames.count, first, count, frame_tuple);
+    return all_of(ids, frames.count, frame_tuple);
 }

@@ -25,13 +25,11 @@ int64_t sb_stack_of_sample(const sb_sample *sample);
  * Runs no Python code and sets no exception; allocates from the system only. */
 int64_t sb_stack_of_current(uint32_t depth);
 
-size_t sb_stacks_count(void);
-size_t sb_frames_count(void);
-/* Slices of at most `count` items from `first`: stacks are tuples of frame ids, leaf
- * first, -1 for a cut root; frames (file, qualified name, first line, line). New lists,
- * NULL on error. */
-PyObject *sb_stacks_slice(size_t first, size_t count);
-PyObject *sb_frames_slice(size_t first, size_t count);
+/* The stacks and the frames of a list of ids: stacks are tuples of frame ids, leaf first,
+ * -1 for a cut root; frames (file, qualified name, first line, line). New lists, NULL
+ * on error. For short lists: they are made in one go. */
+PyObject *sb_stacks_of(PyObject *ids);
+PyObject *sb_frames_of(PyObject *ids);
 
 /* Room for `id` in an array of items of `size`; 0, or -1 without memory. */
 int sb_reserve(void **array, size_t *room, size_t id, size_t size);

@@ -152,10 +152,9 @@ sb_window_extent(int handle)
 {
     const struct window *window = &windows[handle];
     return Py_BuildValue(
-        "{s:K,s:K,s:n,s:n,s:n,s:K}", "start_ns", (unsigned long long)window->start_ns,
-        "stop_ns", (unsigned long long)window->stop_ns, "rows",
-        (Py_ssize_t)window->rows.count, "stacks", (Py_ssize_t)sb_stacks_count(), "frames",
-        (Py_ssize_t)sb_frames_count(), "full", (unsigned long long)window->full);
+        "{s:K,s:K,s:n,s:K}", "start_ns", (unsigned long long)window->start_ns, "stop_ns",
+        (unsigned long long)window->stop_ns, "rows", (Py_ssize_t)window->rows.count,
+        "full", (unsigned long long)window->full);
 }
 
 PyObject *

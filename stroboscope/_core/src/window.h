@@ -27,7 +27,7 @@ void sb_windows_drain(void);
 void sb_windows_before_code_dies(void);
 void sb_windows_after_fork(void);
 
-/* {"start_ns", "stop_ns", "rows", "stacks", "frames", "full"}; NULL on error. */
+/* {"start_ns", "stop_ns", "rows", "full"}; NULL on error. */
 PyObject *sb_window_extent(int handle);
 /* A slice of at most `count` rows (stack, serial, count, ns) from `first`, so that no
  * call holds the GIL long. A new list, NULL on error. */

@@ -1,0 +1,103 @@
+"""Totals that the C engine keeps by stack and labels, as samples.
+
+A running request learns its labels late. What it has caused so far is counted once it
+ends, so that the total of each set of labels only ever grows; columns that may fall
+again (what is in use) show it at once, under what is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from operator import add
+from typing import Any, Protocol
+
+from stroboscope._core import LabelCell
+from stroboscope.formats.profile import Columns, Frame, Labels
+from stroboscope.labels import TABLE, labels_of
+from stroboscope.labels.scope import is_settled
+from stroboscope.labels.sets import extend
+from stroboscope.profiles.breath import Breath
+
+_CUT = Frame("", "[truncated]", 0, 0)
+_OVERFLOW = Frame("", "[overflow]", 0, 0)
+_CUT_AT, _OVERFLOW_AT = 0, 1
+
+
+class Copy(Protocol):
+    """A ledger at one moment: `_native.LedgerCopy`."""
+
+    @property
+    def owners(self) -> list[tuple[str, Any, int]]:
+        """(kind, object, position of the parent), parents first."""
+
+    def __len__(self) -> int:
+        """How many rows."""
+
+    def rows(self, first: int, count: int, /) -> list[tuple[int, ...]]:
+        """A slice of rows: stack or -1, position in `owners`, the values."""
+
+
+def keep_labels(label_sets: int) -> None:
+    """Have ledgers keep at most so many sets of labels apart, from now on."""
+    from stroboscope._core import _native
+
+    _native.configure_owners(extend, TABLE.overflow.items, label_sets)
+
+
+def to_columns(copy: Copy, width: int, growing: Iterable[int]) -> Columns:
+    """The rows with their labels, equal ones added up.
+
+    `growing` are the columns that count only what has its final labels. Blocks for
+    some milliseconds per thousand rows, with breaths; belongs on a thread of ours.
+    """
+    from stroboscope._core.places import places_of, slices  # a copy: then C is there
+
+    breathe = Breath()
+    rows = slices(len(copy), copy.rows)
+    places, interned, at = places_of(row[0] for row in rows)
+    frames = [_CUT, _OVERFLOW, *(Frame(*place) for place in places)]
+    stacks: list[tuple[int, ...]] = [(_OVERFLOW_AT,)]
+    for stack in interned:
+        stacks.append(tuple(place + 2 if place >= 0 else _CUT_AT for place in stack))
+        breathe()
+    numbers, label_sets, settled = _labels(copy.owners, breathe)
+    waiting = frozenset(growing)
+    sums: dict[int, list[int]] = {}
+    for row in rows:
+        owner, values = row[1], list(row[2:])
+        if not settled[owner]:
+            values = [0 if i in waiting else v for i, v in enumerate(values)]
+        if any(values):
+            number = at[row[0]] + 1 if row[0] >= 0 else 0
+            key = number * len(label_sets) + numbers[owner]
+            known = sums.get(key)
+            sums[key] = values if known is None else list(map(add, known, values))
+        breathe()
+    made = Columns(frames, stacks, label_sets, width)
+    for key, total in sums.items():
+        made.add(*divmod(key, len(label_sets)), total)
+        breathe()
+    return made
+
+
+def _labels(
+    owners: list[tuple[str, Any, int]], breathe: Breath
+) -> tuple[list[int], list[Labels], list[bool]]:
+    """Of each owner the number of its labels, the label sets, and what is final."""
+    sets: dict[Labels, int] = {}
+    known: list[Labels] = []
+    numbers: list[int] = []
+    settled: list[bool] = []
+    for kind, thing, parent in owners:  # parents come first
+        if kind == "live":
+            cell = thing if isinstance(thing, LabelCell) else None
+            items, is_final = labels_of(cell).items, is_settled(cell)
+        elif kind == "pending":
+            items, is_final = extend(known[parent], thing), settled[parent]
+        else:
+            items, is_final = thing, True
+        known.append(items)
+        settled.append(is_final)
+        numbers.append(sets.setdefault(items, len(sets)))
+        breathe()
+    return numbers, list(sets), settled
