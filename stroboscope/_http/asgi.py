@@ -54,7 +54,7 @@ def hide_path(scope: Scope, kept: str) -> None:
 
 async def read_body(receive: Receive) -> bytes:
     """The body. Raises: BodyTooLarge, TimeoutError for a client that is too slow."""
-    body: bytes = b""
+    body = bytearray()
     async with asyncio.timeout(BODY_SECONDS_CAP):
         while True:
             message = await receive()
@@ -64,11 +64,16 @@ async def read_body(receive: Receive) -> bytes:
             if len(body) > BODY_CAP:
                 raise BodyTooLarge
             if not message.get("more_body"):
-                return body
+                return bytes(body)
 
 
 async def run(
-    pool: Pool, request: Request, receive: Receive, job: Callable[[], Response]
+    pool: Pool,
+    request: Request,
+    receive: Receive,
+    job: Callable[[], Response],
+    *,
+    is_capture: bool,
 ) -> Response | None:
     """The job's answer; None when the pool is full. A vanished client cancels it."""
     loop = asyncio.get_running_loop()
@@ -85,7 +90,7 @@ async def run(
         except RuntimeError:  # the loop has ended; nobody waits
             pass
 
-    if not pool.submit(work):
+    if not pool.submit(work, is_capture=is_capture):
         return None
     watch = asyncio.ensure_future(_disconnected(receive))
     try:

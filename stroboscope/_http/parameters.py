@@ -10,13 +10,27 @@ from urllib.parse import parse_qs
 #: What Go runs when `seconds` is absent, not a number, or not positive.
 DEFAULT_SECONDS = 30.0
 QUERY_CAP = 8192
+#: More fields are refused like more characters.
+FIELDS_CAP = 100
 _NUMBER = re.compile(r"[0-9]{1,12}(\.[0-9]{1,9})?", re.ASCII)
+
+
+def is_too_long(query: str) -> bool:
+    """Whether it is more than anybody needs; then no parameter is read from it."""
+    return len(query) > QUERY_CAP or query.count("&") >= FIELDS_CAP
+
+
+def firsts(query: str, names: Iterable[str]) -> dict[str, str]:
+    """The first value of each parameter that is there."""
+    if not query or is_too_long(query):
+        return {}
+    found = parse_qs(query, keep_blank_values=True)
+    return {name: found[name][0] for name in names if name in found}
 
 
 def first(query: str, name: str) -> str | None:
     """The first value of a parameter, or None."""
-    values = parse_qs(query, keep_blank_values=True, max_num_fields=100).get(name)
-    return values[0] if values else None
+    return firsts(query, (name,)).get(name)
 
 
 def asked(query: str, names: Iterable[str]) -> dict[str, str]:

@@ -10,25 +10,51 @@ from stroboscope._core import engine
 
 #: Captures share 4 windows; the rest answers in milliseconds.
 THREADS_CAP = 12
+#: So many may be captures, which take seconds: the rest is for who has to end them.
+CAPTURES_CAP = 8
 
 
 class Pool:
     """Runs jobs on threads that are never sampled. A thread lives for one job."""
 
-    def __init__(self, cap: int = THREADS_CAP) -> None:
-        self._slots = threading.BoundedSemaphore(cap)
+    def __init__(self) -> None:
+        self._slots, self._captures = _turns()
 
-    def submit(self, job: Callable[[], object]) -> bool:
-        """Start the job; false when every thread is taken. Never blocks."""
-        if not self._slots.acquire(blocking=False):
-            return False
+    def submit(self, job: Callable[[], object], *, is_capture: bool = False) -> bool:
+        """Start the job; false when every thread it may have is taken. Never blocks."""
+        needed = (self._captures, self._slots) if is_capture else (self._slots,)
+        held: list[threading.Semaphore] = []
+
+        def give_back() -> None:
+            for one in held:
+                one.release()
 
         def run() -> None:
             try:
                 job()
             finally:
                 engine.charge(time.thread_time_ns())
-                self._slots.release()
+                give_back()
 
-        engine.start_thread(run)
+        for one in needed:
+            if not one.acquire(blocking=False):
+                give_back()
+                return False
+            held.append(one)
+        try:
+            engine.start_thread(run)
+        except RuntimeError:  # no thread to be had in this process
+            give_back()
+            return False
         return True
+
+    def after_fork(self) -> None:
+        """The child has none of these threads, and none of their turns is taken."""
+        self._slots, self._captures = _turns()
+
+
+def _turns() -> tuple[threading.Semaphore, threading.Semaphore]:
+    return (
+        threading.BoundedSemaphore(THREADS_CAP),
+        threading.BoundedSemaphore(CAPTURES_CAP),
+    )

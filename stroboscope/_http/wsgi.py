@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import _socket
 import math
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -20,6 +21,8 @@ from stroboscope._http.pool import Pool
 from stroboscope._types import Environ, StartResponse
 
 _STEP_S = 0.02
+_LENGTH = re.compile("[0-9]{1,18}")
+_SPECIAL, _ESCAPED = re.compile(r'([,+"\\<>;])'), r"\\\1"
 _SYNC_WORKER = "gunicorn/workers/sync.py"
 _SHORT = {"commonName": "CN", "organizationName": "O", "organizationalUnitName": "OU"}
 
@@ -78,7 +81,11 @@ def _verified_subject(environ: Environ) -> str:
     if not found:
         return ""
     names = (pair for rdn in found.get("subject", ()) for pair in rdn)
-    return ",".join(f"{_SHORT.get(key, key)}={value}" for key, value in names)
+    return ",".join(
+        # A comma within a value must not look like the next attribute: RFC 4514.
+        f"{_SHORT.get(key, key)}={_SPECIAL.sub(_ESCAPED, value)}"
+        for key, value in names
+    )
 
 
 def hide_path(environ: Environ, kept: str) -> None:
@@ -90,11 +97,17 @@ def hide_path(environ: Environ, kept: str) -> None:
 
 
 def read_body(environ: Environ) -> bytes:
-    """The body. Raises: BodyTooLarge, TimeoutError for a client that is gone."""
+    """The body.
+
+    Raises: BodyTooLarge, TimeoutError for a client that is gone, ValueError for a
+    length that is none, and whatever the server's stream raises.
+    """
     text = environ.get("CONTENT_LENGTH") or ""
     is_chunked = bool(environ.get("wsgi.input_terminated")) and not text
-    if not text.isdigit() and not is_chunked:
+    if not text and not is_chunked:
         return b""
+    if not is_chunked and not _LENGTH.fullmatch(text):
+        raise ValueError("a length that is none")
     length = BODY_CAP + 1 if is_chunked else int(text)
     if length > BODY_CAP and not is_chunked:
         raise BodyTooLarge
@@ -110,11 +123,16 @@ def read_body(environ: Environ) -> bytes:
 
 
 def run(
-    pool: Pool, request: Request, client: object, job: Callable[[], Response]
+    pool: Pool,
+    request: Request,
+    client: object,
+    job: Callable[[], Response],
+    *,
+    is_capture: bool,
 ) -> Response | None:
     """The job's answer; None when the pool is full. Blocks the calling thread."""
     answers: list[Response] = []
-    if not pool.submit(lambda: answers.append(job())):
+    if not pool.submit(lambda: answers.append(job()), is_capture=is_capture):
         return None
     while not answers:
         time.sleep(_STEP_S)

@@ -19,10 +19,11 @@ from typing import Any
 
 from stroboscope._core import engine
 from stroboscope._http.messages import Request, Response
-from stroboscope._http.parameters import first
+from stroboscope._http.parameters import firsts
 from stroboscope.endpoints import otel
 
-_log = logging.getLogger("stroboscope.audit")
+LOGGER = "stroboscope.audit"
+_log = logging.getLogger(LOGGER)
 #: Records that wait for the writer; more are dropped and counted.
 WAITING_CAP = 1024
 #: Query parameters that may be logged, and how much of a value.
@@ -53,11 +54,8 @@ class Entry:
     @classmethod
     def of(cls, request: Request, number: str) -> Entry:
         """What is known when it arrives; its path only once it is a known endpoint."""
-        parameters = {}
-        for name in _LOGGED:
-            value = first(request.query, name)
-            if value is not None:
-                parameters[name] = _clean(value)
+        logged = firsts(request.query, _LOGGED)
+        parameters = {name: _clean(value) for name, value in logged.items()}
         method = request.method if request.method.isalpha() else "?"
         return cls(number, method[:10], "", _clean(request.peer), parameters)
 

@@ -45,6 +45,11 @@ class Action:
     #: What its request's body is: nothing, `json` or `text`.
     body: str = ""
 
+    @property
+    def is_capture(self) -> bool:
+        """Whether it may take seconds, or take one for somebody else."""
+        return bool({"seconds", "keep"} & self.parameters.keys())
+
 
 @dataclass(frozen=True, slots=True)
 class Route:

@@ -13,12 +13,14 @@ from weakref import WeakSet
 from stroboscope._clock import SYSTEM, Clock
 from stroboscope._core import engine
 from stroboscope._http.messages import Cancellation, Response
+from stroboscope.auth.tokens import Share
 from stroboscope.endpoints.audit import Audit
-from stroboscope.endpoints.captures import Captures
+from stroboscope.endpoints.captures import Capture, Captures
 from stroboscope.endpoints.garbage import Garbage
 from stroboscope.endpoints.gate import Gate
 from stroboscope.endpoints.knobset import knobs_of
 from stroboscope.endpoints.leases import Leases
+from stroboscope.endpoints.shares import Openings
 from stroboscope.endpoints.snapshots import Snapshots
 from stroboscope.formats.pprof import stable_address
 from stroboscope.formats.profile import Frame
@@ -63,6 +65,7 @@ class Desk:
         self.knobs = knobs_of(settings, clock)
         self.leases = Leases(clock)
         self.captures = Captures(clock)
+        self.openings = Openings(clock)
         self.garbage = Garbage(clock)
         self.snapshots = Snapshots(lambda: stacks.snapshot(self.loops()), clock)
         self.governor = Governor(settings.overhead_share, clock)
@@ -99,13 +102,27 @@ class Desk:
             while len(self.symbols) > SYMBOLS_CAP:
                 self.symbols.popitem(last=False)
 
+    def keep_for_link(self, share: Share, answer: Response, owner: str) -> None:
+        """Keep the one capture a link stands for, as long as the link is good."""
+        action = self.shareable(share.target)
+        scope = action.scope if action is not None else "admin"
+        endpoint = share.target.partition("?")[0]
+        capture = Capture(
+            share.token_id, "share", endpoint, answer, owner, scope, is_held=True
+        )
+        self.captures.keep(capture, share.expires_s - self.clock.time_s())
+        self.openings.spend(share.token_id, share.expires_s)
+
     def watch_knobs(self) -> None:
         """See to it that overrides end when their time is over, asked or not."""
         with self.lock:
             if self._watches or self.knobs.expire() is None:
                 return
             self._watches = True
-        engine.start_thread(self._expire_knobs)
+        try:
+            engine.start_thread(self._expire_knobs)
+        except RuntimeError:  # no thread to be had; the next request tries again
+            self._watches = False
 
     def _expire_knobs(self) -> None:
         while True:
@@ -128,6 +145,7 @@ class Desk:
         self.gate.after_fork()
         self.garbage.after_fork()
         self.captures.after_fork()
+        self.openings.after_fork()
         self.snapshots.after_fork()
         self._watches = False
         self._loops = WeakSet()

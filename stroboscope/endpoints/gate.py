@@ -138,7 +138,7 @@ class Gate:
         try:
             answer = authorize(request.carrier, grant.scopes)
             kept = _scopes(answer, grant.scopes)
-        except Exception as error:  # in doubt, no
+        except BaseException as error:  # in doubt, no; a cancelled task's is one, too
             raise Unauthenticated(f"authorize raised {type(error).__name__}") from error
         return replace(grant, scopes=kept)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from stroboscope._clock import SYSTEM, Clock
 from stroboscope._core import engine
+from stroboscope.endpoints.audit import LOGGER
 from stroboscope.knobs import Knob, Knobs, flag, real, whole
 from stroboscope.settings import CPU_HZ_MAX, Settings
 
@@ -23,7 +24,7 @@ def _presets(safe: Any, forensic: Any) -> dict[str, Any]:
 
 def knobs_of(settings: Settings, clock: Clock = SYSTEM) -> Knobs:
     """The knobs, their baselines taken from the settings."""
-    s = settings
+    s, levels = settings, _LogLevels()
     made = Knobs(
         (
             Knob(
@@ -75,11 +76,11 @@ def knobs_of(settings: Settings, clock: Clock = SYSTEM) -> Knobs:
                 {},
                 "Upper bounds of the latency label, in seconds.",
             ),
-            Knob("log_levels", {}, _levels, {}, "Level by logger."),
+            Knob("log_levels", {}, levels.check, {}, "Level by logger."),
         ),
         clock,
     )
-    made.on_change("log_levels", _LogLevels())
+    made.on_change("log_levels", levels)
     made.on_change("cpu_hz", engine.set_rate)
     return made
 
@@ -94,23 +95,39 @@ def _bounds(value: Any) -> list[float]:
     return bounds
 
 
-def _levels(value: Any) -> dict[str, str]:
-    if not isinstance(value, dict) or len(value) > _LOGGERS_CAP:
-        raise ValueError(f"allowed: at most {_LOGGERS_CAP} loggers with their level")
-    for name, level in value.items():
-        # Naming a logger makes it, for ever: only those that are there.
-        if name and name not in logging.root.manager.loggerDict:
-            raise ValueError(f"no logger {name!r:.80} in this process")
-        if level not in _LEVELS:
-            raise ValueError(f"allowed levels: {', '.join(_LEVELS)}")
-    return dict(value)
-
-
 class _LogLevels:
     """Sets levels, and sets back those that are no longer named."""
 
     def __init__(self) -> None:
         self._before: dict[str, int] = {}
+
+    def check(self, value: Any) -> dict[str, str]:
+        """The levels wanted. Raises: ValueError."""
+        if not isinstance(value, dict) or len(value) > _LOGGERS_CAP:
+            raise ValueError(
+                f"allowed: at most {_LOGGERS_CAP} loggers with their level"
+            )
+        for name, level in value.items():
+            # Naming a logger makes it, for ever: only those that are there.
+            if name and name not in logging.root.manager.loggerDict:
+                raise ValueError(f"no logger {name!r:.80} in this process")
+            if level not in _LEVELS:
+                raise ValueError(f"allowed levels: {', '.join(_LEVELS)}")
+        if self._silences(value, logging.getLogger(LOGGER)):
+            raise ValueError("this would silence the audit log")
+        return dict(value)
+
+    def _silences(self, levels: Mapping[str, str], log: logging.Logger | None) -> bool:
+        if log is None or not log.isEnabledFor(logging.INFO):
+            return False
+        while log is not None:  # the first with a level of its own decides
+            name = "" if log is logging.root else log.name
+            level = logging.getLevelNamesMapping().get(levels.get(name, ""))
+            level = level or self._before.get(name, log.level)
+            if level:
+                return level > logging.INFO
+            log = log.parent
+        return False
 
     def __call__(self, levels: Mapping[str, str]) -> None:
         for name in [name for name in self._before if name not in levels]:

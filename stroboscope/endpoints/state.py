@@ -15,7 +15,6 @@ from stroboscope._core import engine
 from stroboscope._http.messages import JSON, Response, refusal
 from stroboscope.auth.tokens import SHARE_TTL_CAP_S
 from stroboscope.endpoints.call import Call, as_json
-from stroboscope.endpoints.captures import Capture
 from stroboscope.errors import KnobConflict, KnobError
 from stroboscope.formats.prometheus import CONTENT_TYPE, Family, one, render
 from stroboscope.knobs import TTL_DEFAULT_S
@@ -285,18 +284,7 @@ def share(call: Call) -> Response:
         answer = desk.open(target, call)
         if answer.status != 200:
             return answer
-        desk.captures.keep(
-            Capture(
-                made.token_id,
-                "share",
-                target.partition("?")[0],
-                answer,
-                owner=call.grant.token_id,
-                scope=action.scope,
-                is_held=True,
-            ),
-            ttl_s,
-        )
+        desk.keep_for_link(made, answer, call.grant.token_id)
     return as_json(
         {
             "url": f"{call.mount}/share/{link}",
@@ -314,10 +302,10 @@ def _described(call: Call) -> Response:
 
 
 def _version(call: Call) -> int | None:
-    text = call.request.header("if-match")
-    if text is None:
+    sent = call.request.all("if-match")
+    if not sent or sent == ["*"]:
         return None
-    digits = text.strip().strip('"')
+    digits = sent[0].strip().strip('"') if len(sent) == 1 else ""
     if not digits.isascii() or not digits.isdigit() or len(digits) > 18:
         raise KnobConflict("If-Match is no version of these settings")
     return int(digits)

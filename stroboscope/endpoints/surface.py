@@ -24,7 +24,7 @@ from stroboscope._http.messages import (
     Response,
     refusal,
 )
-from stroboscope._http.parameters import QUERY_CAP
+from stroboscope._http.parameters import is_too_long
 from stroboscope._http.pool import Pool
 from stroboscope._types import Environ, Receive, Scope, Send, StartResponse
 from stroboscope.auth.tokens import Grant, Share
@@ -72,6 +72,7 @@ class Surface:
         self.desk.shareable = _shareable
         self.desk.open = self._open
         self._pool = Pool()
+        os.register_at_fork(after_in_child=self._pool.after_fork)
         self._awake_in = 0
         self._exact = settings.prefix
         self._below = settings.prefix + "/"
@@ -105,11 +106,16 @@ class Surface:
         """Whether a decoded path, less its root path, is ours."""
         return path == self._exact or path.startswith(self._below)
 
+    def hidden(self, path: str) -> str:
+        """The part of a share link's path that logs may show; empty for other paths."""
+        kept = self._exact + SHARE_PATH
+        return kept if path.startswith(kept) else ""
+
     async def asgi(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer an HTTP request. Nothing is collected on the loop."""
         request = asgi.read(scope, asgi_path(scope))
-        if request.path.startswith(self._exact + SHARE_PATH):
-            asgi.hide_path(scope, self._exact + SHARE_PATH)
+        if kept := self.hidden(request.path):
+            asgi.hide_path(scope, kept)
         self.desk.add_loop(asyncio.get_running_loop())
 
         async def read_body() -> bytes:
@@ -121,8 +127,8 @@ class Surface:
     def wsgi(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Answer a request; blocks its thread while something is collected."""
         request = wsgi.read(environ, environ.get("PATH_INFO", ""))
-        if request.path.startswith(self._exact + SHARE_PATH):
-            wsgi.hide_path(environ, self._exact + SHARE_PATH)
+        if kept := self.hidden(request.path):
+            wsgi.hide_path(environ, kept)
         answer = self.answer(
             request, environ.get("gunicorn.socket"), lambda: wsgi.read_body(environ)
         )
@@ -141,10 +147,15 @@ class Surface:
         if admitted.action.body and read_body is not None:
             try:
                 admitted.request = replace(request, body=await read_body())
-            except (BodyTooLarge, TimeoutError) as error:
+            except Exception as error:  # the server's stream may raise anything
                 return self._refused(admitted.entry, _unread(request, error))
-        job = self._job(admitted)
-        answer = await asgi.run(self._pool, admitted.request, receive, job)
+        answer = await asgi.run(
+            self._pool,
+            admitted.request,
+            receive,
+            self._job(admitted),
+            is_capture=admitted.action.is_capture,
+        )
         return answer or self._refused(admitted.entry, _busy(request))
 
     def answer(
@@ -160,10 +171,15 @@ class Surface:
         if admitted.action.body and read_body is not None:
             try:
                 admitted.request = replace(request, body=read_body())
-            except (BodyTooLarge, TimeoutError) as error:
+            except Exception as error:  # the server's stream may raise anything
                 return self._refused(admitted.entry, _unread(request, error))
-        job = self._job(admitted)
-        answer = wsgi.run(self._pool, admitted.request, client, job)
+        answer = wsgi.run(
+            self._pool,
+            admitted.request,
+            client,
+            self._job(admitted),
+            is_capture=admitted.action.is_capture,
+        )
         return answer or self._refused(admitted.entry, _busy(request))
 
     def _admit(self, request: Request) -> Response | _Admitted:
@@ -185,7 +201,7 @@ class Surface:
         self, request: Request, path: str, admission: Admission, entry: Entry
     ) -> Response | Action:
         """The action meant, or why there is none."""
-        if len(request.query) > QUERY_CAP:
+        if is_too_long(request.query):
             return refusal(request, 414, "query too long")
         length = request.header("content-length") or "0"
         if length.isascii() and length.isdigit() and int(length[:18]) > BODY_CAP:
@@ -237,12 +253,25 @@ class Surface:
             if admitted.admission.share is not None:
                 return self._shared(admitted.admission.share, call)
             return admitted.action.handler(call)
-        except Exception as error:  # a thread of ours: nobody else would see it
+        except BaseException as error:
+            # A thread of ours: nobody else would see it, and the asker would wait.
             return self._refusal(request, entry, error)
 
     def _shared(self, share: Share, call: Call) -> Response:
-        kept = self.desk.captures.get(share.token_id)
-        return kept.answer if kept is not None else self._open(share.target, call)
+        """What the link is for: taken at its first opening, the same ever after."""
+        desk, name = self.desk, share.token_id
+        kept = desk.captures.get(name)
+        if kept is not None:
+            return kept.answer
+        if desk.openings.is_spent(name):
+            return refusal(call.request, 404, "the artefact is gone")
+        with desk.openings.taking(name) as is_first:
+            if not is_first:
+                return _busy(call.request)
+            answer = self._open(share.target, call)
+            if answer.status == 200 and not call.request.cancellation.cancelled:
+                desk.keep_for_link(share, answer, call.grant.token_id)
+            return answer
 
     def _open(self, target: str, call: Call) -> Response:
         path, _, query = target.partition("?")
@@ -250,7 +279,9 @@ class Surface:
         request = replace(call.request, query=query, path=self._exact + path)
         return action.handler(replace(call, request=request))
 
-    def _refusal(self, request: Request, entry: Entry, error: Exception) -> Response:
+    def _refusal(
+        self, request: Request, entry: Entry, error: BaseException
+    ) -> Response:
         entry.cause = str(error)[:100] if isinstance(error, _EXPECTED) else "failure"
         if isinstance(error, Throttled):
             wait = (("Retry-After", str(error.retry_after_s)),)
@@ -263,7 +294,10 @@ class Surface:
             return refusal(request, 400, "Invalid host header")
         if isinstance(error, CrossSite):
             return refusal(request, 403, "cross-site request")
-        _log.error("stroboscope: internal error (%s)", entry.id, exc_info=error)
+        try:
+            _log.error("stroboscope: internal error (%s)", entry.id, exc_info=error)
+        except Exception:  # the user's log filters are not ours
+            self.desk.audit.dropped += 1
         return refusal(request, 500, f"internal error ({entry.id})")
 
     def _refused(self, entry: Entry, answer: Response) -> Response:
@@ -307,7 +341,9 @@ _SHARED = ("/stacks", "/trace", "/fgprof")
 def _unread(request: Request, error: Exception) -> Response:
     if isinstance(error, BodyTooLarge):
         return refusal(request, 413, "body too large")
-    return refusal(request, 408, "the body took too long")
+    if isinstance(error, TimeoutError):
+        return refusal(request, 408, "the body took too long")
+    return refusal(request, 400, "the body cannot be read")
 
 
 def _busy(request: Request) -> Response:

@@ -21,6 +21,11 @@ LOGGING = {
         "gunicorn --bind 127.0.0.1:{port} -k gthread --threads 4 --access-logfile -",
         FLASK,
     ),
+    "django-gunicorn": (
+        "gunicorn --bind 127.0.0.1:{port} -k gthread --threads 4 --access-logfile -",
+        "django_site:app",
+    ),
+    "django-uvicorn": ("uvicorn --port {port}", "django_site:asgi"),
 }
 QUIET = "uvicorn --log-level warning --port {port} "
 
@@ -43,14 +48,20 @@ def test_h13_access_logs_hold_no_token_and_no_link(name: str, tmp_path: Path) ->
         shared = httpx.get(base + made["url"], timeout=20)
         basic = httpx.get(base + "/debug/stacks", auth=("x", text))
         bad = httpx.get(base + made["url"][:-2])
+        # Still good, and refused: Django itself logs the path of every refusal.
+        other = {"Host": "evil.test"}
+        asked = {"path": "/stacks", "ttl": "1m"}
+        fresh = httpx.post(base + "/debug/share", headers=headers, json=asked).json()
+        refused = httpx.get(base + fresh["url"], headers=other)
         time.sleep(0.5)
 
     assert (shared.status_code, basic.status_code, bad.status_code) == (200, 200, 401)
     assert decode(shared.content).duration_ns > 0
     written = log.read_text(errors="replace")
     assert "/debug/share" in written
-    link = made["url"].rpartition("/")[2]
-    for secret in (text, link, link[: len(link) // 2], link[-20:], KEY):
+    assert refused.status_code == 400
+    link, second = (one["url"].rpartition("/")[2] for one in (made, fresh))
+    for secret in (text, second, link, link[: len(link) // 2], link[-20:], KEY):
         assert secret not in written
 
 

@@ -53,10 +53,12 @@ class StroboscopeMiddleware:
         if surface is not None:
             surface.wake()
         if surface is not None and surface.handles(request.path_info):
+            asked = _read(request)
+            _hide(surface, request)
             if self._is_async:
-                return self._surface_async(surface, request)
+                return self._surface_async(surface, request, asked)
             answer = surface.answer(
-                _read(request),
+                asked,
                 request.META.get("gunicorn.socket"),
                 read_body=lambda: _body(request),
             )
@@ -94,12 +96,12 @@ class StroboscopeMiddleware:
         return _finish(observed, response)
 
     async def _surface_async(
-        self, surface: Surface, request: HttpRequest
+        self, surface: Surface, request: HttpRequest, asked: Request
     ) -> HttpResponse:
         async def read_body() -> bytes:
             return _body(request)
 
-        answer = await surface.answer_async(_read(request), read_body=read_body)
+        answer = await surface.answer_async(asked, read_body=read_body)
         return _carried(answer)
 
 
@@ -168,6 +170,18 @@ def _read(request: HttpRequest) -> Request:
     path = request.path_info
     read = wsgi.read(request.META, path) if scope is None else asgi.read(scope, path)
     return replace(read, carrier=request)
+
+
+def _hide(surface: Surface, request: HttpRequest) -> None:
+    """Keep a share link out of the server's access log and out of Django's own."""
+    kept = surface.hidden(request.path_info)
+    if kept:
+        scope = getattr(request, "scope", None)
+        if scope is not None:
+            asgi.hide_path(scope, kept)
+        wsgi.hide_path(request.META, kept)
+        request.path_info = f"{kept}..."
+        request.path = request.path[: request.path.find(kept)] + request.path_info
 
 
 def _body(request: HttpRequest) -> bytes:
