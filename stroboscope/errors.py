@@ -9,6 +9,7 @@ StroboscopeError
 ├── EngineError
 │   ├── EngineUnavailable    no sampler can run here, and why
 │   └── WindowsExhausted     every shared sampling window is taken
+├── FolderError              the workers of a service cannot meet, and why
 ├── ProfileError             data that cannot become a profile
 │   └── ProfileFormatError   bytes that are not a profile
 └── AccessError
@@ -61,6 +62,10 @@ class WindowsExhausted(EngineError):
     def __init__(self, message: str, retry_after_s: int) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class FolderError(StroboscopeError):
+    """The run directory cannot be used, or not safely."""
 
 
 class ProfileError(StroboscopeError, ValueError):
