@@ -68,6 +68,10 @@ class Settings:
     enable_when: str | Callable[[], bool] = ""
     #: Show `argv[0]` at `/debug/pprof/cmdline`, which is 404 otherwise.
     cmdline: bool = False
+    #: Where the workers of a service on this host meet: a folder for sockets, that
+    #: others cannot write to. Empty: of this user, in XDG_RUNTIME_DIR or the temporary
+    #: folder. `off`: each worker answers for itself alone.
+    rundir: str = ""
     #: Where the surface is mounted, no trailing slash.
     prefix: str = "/debug"
     #: Requested samples per second of CPU time and thread.
@@ -154,6 +158,12 @@ class Settings:
             "prefix",
             self.prefix,
             "a path such as /debug",
+        )
+        _require(
+            self.rundir in ("", "off") or self.rundir.startswith("/"),
+            "rundir",
+            self.rundir,
+            "an absolute path, or off",
         )
         _require(
             _SERVICE.fullmatch(self.service) is not None,
@@ -243,6 +253,7 @@ VARIABLES: dict[str, Callable[[str], object]] = {
     "enable_when": str,
     "cmdline": _flag,
     "prefix": str,
+    "rundir": str,
     "trace_seconds_cap": float,
     "overhead_share": float,
     "mutex_fraction": int,

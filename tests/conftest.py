@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from stroboscope._core import engine
+from stroboscope._http.listener import Listener
+from stroboscope.endpoints import desk
 
 pytest_plugins = ["stroboscope.testing"]
 
@@ -24,6 +26,15 @@ def pytest_configure(config: pytest.Config) -> None:
     stale = [p.name for p in source.glob("*.[ch]") if p.stat().st_mtime > built]
     if stale:
         pytest.exit(f"C engine older than {', '.join(stale)}; reinstall", returncode=3)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def workers_meet_nowhere() -> Iterator[None]:
+    """Surfaces made here are no workers of each other; tests of that say where."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(desk, "default_base", lambda: "/dev/null/stroboscope")
+        patch.setattr(Listener, "start", lambda self: None)
+        yield
 
 
 @pytest.fixture(autouse=True)

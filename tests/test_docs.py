@@ -97,10 +97,14 @@ def test_every_parameter_is_in_the_reference(path: str) -> None:
         rf"^\| `/debug{re.escape(path)}` \|.*$", REFERENCE, re.MULTILINE
     )
     knobs = REFERENCE.partition("### Knobs")[2].partition("###")[0]
+    joined = REFERENCE.partition("### Workers")[2].partition("###")[0]
 
     for action in route.actions.values():
+        listed = (
+            row + (knobs if action.body else "") + (joined if action.joined else "")
+        )
         for name in action.parameters:
-            assert re.search(rf"\b{name}\b", row + (knobs if action.body else "")), name
+            assert re.search(rf"\b{name}\b", listed), name
 
 
 def test_every_status_and_header_is_in_the_reference() -> None:

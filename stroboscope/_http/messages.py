@@ -71,7 +71,7 @@ class Request:
     request it came in, for the user's own functions only. `body` is empty until the
     caller was admitted. `worker_timeout_s` is when the server kills the worker that
     answers this request, as far as it is known. `root` is where the application is
-    mounted, as the server was told.
+    mounted, as the server was told. `is_local` when it came by the worker's own socket.
     """
 
     method: str
@@ -85,6 +85,7 @@ class Request:
     carrier: Any = None
     worker_timeout_s: float = math.inf
     root: str = ""
+    is_local: bool = False
 
     def all(self, name: str) -> list[str]:
         """Every value of a header."""

@@ -20,7 +20,9 @@ from stroboscope._http.messages import BODY_CAP, BodyTooLarge, Request, Response
 from stroboscope._http.pool import Pool
 from stroboscope._types import Environ, StartResponse
 
-_STEP_S = 0.02
+#: How often a waiting thread looks for its answer: often at first, less later.
+_STEPS_S = (0.002, 0.02)
+_STEPS_GROW = 1.1
 _LENGTH = re.compile("[0-9]{1,18}")
 _SPECIAL, _ESCAPED = re.compile(r'([,+"\\<>;])'), r"\\\1"
 _SYNC_WORKER = "gunicorn/workers/sync.py"
@@ -127,15 +129,21 @@ def run(
     request: Request,
     client: object,
     job: Callable[[], Response],
+    sleep: Callable[[float], object] = time.sleep,
     *,
     is_capture: bool,
 ) -> Response | None:
-    """The job's answer; None when the pool is full. Blocks the calling thread."""
+    """The job's answer; None when the pool is full. Blocks the calling thread.
+
+    `sleep` is what blocks it: in a thread of ours, not what gevent has patched.
+    """
     answers: list[Response] = []
     if not pool.submit(lambda: answers.append(job()), is_capture=is_capture):
         return None
+    step_s, longest_s = _STEPS_S
     while not answers:
-        time.sleep(_STEP_S)
+        sleep(step_s)
+        step_s = min(longest_s, step_s * _STEPS_GROW)
         if not request.cancellation.cancelled and _is_closed(client):
             request.cancellation.cancel()
     return answers[0]

@@ -24,6 +24,11 @@ from stroboscope.settings import SCOPES, Settings
 
 SALT = "stroboscope/token/v1"
 SHARE_SALT = "stroboscope/share/v1"
+PEER_SALT = "stroboscope/peer/v1"
+#: What one worker shows another lives no longer, and never leaves the host.
+PEER_TTL_S = 60
+#: Signed with as many keys, newest first: while keys rotate, workers share one at least.
+PEER_KEYS_CAP = 4
 #: A token's longest life; a scraper's sidecar renews it.
 TTL_CAP_S = 366 * 86400
 #: A share link's longest life: it stands in histories and proxy logs.
@@ -69,6 +74,7 @@ class Tokens:
         self._revocations = revocations
         self._tokens = _serializer(settings.keys, SALT)
         self._shares = _serializer(settings.keys, SHARE_SALT)
+        self._peers = _serializer(settings.keys, PEER_SALT)
 
     def mint(self, scopes: Iterable[str], ttl_s: float, host: str = "") -> str:
         """A token of these scopes, good on one host only where `host` is given.
@@ -114,6 +120,40 @@ class Tokens:
         if not isinstance(target, str):
             raise Unauthenticated("no target")
         return Share(target, payload["jti"], float(payload["exp"]))
+
+    def mint_peer(self, grant: Grant) -> str:
+        """The same grant for another worker of this service on this host.
+
+        The same claims, signed with each of our keys.
+        """
+        payload = self._claims(PEER_TTL_S) | {
+            "scope": sorted(grant.scopes),
+            "host": socket.gethostname(),
+            "for": grant.token_id,
+        }
+        newest = self._settings.keys[: -PEER_KEYS_CAP - 1 : -1]
+        return ",".join(
+            str(_serializer((key,), PEER_SALT).dumps(payload)) for key in newest
+        )
+
+    def verify_peer(self, text: str) -> Grant:
+        """What the other worker's caller was granted. Raises: Unauthenticated."""
+        payload = self._claimed(text)
+        scopes, named = payload.get("scope"), payload.get("for")
+        if payload.get("host") != socket.gethostname():
+            raise Unauthenticated("another host")
+        if not isinstance(scopes, list) or not isinstance(named, str):
+            raise Unauthenticated("no scopes")
+        return Grant(SCOPES.intersection(scopes), named, float(payload["exp"]))
+
+    def _claimed(self, text: str) -> dict[str, Any]:
+        signed = text.split(",")[:PEER_KEYS_CAP]
+        for one in signed[:-1]:
+            try:
+                return self._loads(self._peers, one, PEER_TTL_S)
+            except Unauthenticated:
+                continue
+        return self._loads(self._peers, signed[-1], PEER_TTL_S)
 
     def _claims(self, ttl_s: float) -> dict[str, Any]:
         now = self._clock.time_s()

@@ -21,6 +21,8 @@ class Call:
     desk: Desk
     #: What stands in the path for `{id}`.
     name: str = ""
+    #: Another worker asks: it joins the answers, this one answers for itself.
+    is_peer: bool = False
 
     @property
     def mount(self) -> str:
@@ -44,6 +46,9 @@ class Action:
     parameters: Mapping[str, str]
     #: What its request's body is: nothing, `json` or `text`.
     body: str = ""
+    #: For how many seconds it collects, where the answers of all workers are joined to
+    #: one; None where they are not.
+    joined: Callable[[Call], float] | None = None
 
     @property
     def is_capture(self) -> bool:

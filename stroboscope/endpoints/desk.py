@@ -27,6 +27,8 @@ from stroboscope.formats.profile import Frame
 from stroboscope.profiles import stacks
 from stroboscope.profiles.governor import Governor
 from stroboscope.settings import Settings
+from stroboscope.workers.folder import OFF, Folder, default_base
+from stroboscope.workers.members import Members
 
 if TYPE_CHECKING:
     from stroboscope.endpoints.call import Action, Call
@@ -51,8 +53,10 @@ class Shown(Protocol):
 class Desk:
     """Settings, gate, leases, knobs, audit and counters of one surface.
 
-    `shareable` finds the action a link may open, `open` answers it; the surface sets
-    both, for it alone knows the table of routes.
+    `members` are the workers of this service, or None where each answers for itself;
+    `door` says what keeps this worker's own socket shut, or nothing. `shareable` finds
+    the action a link may open, `open` answers it; the surface sets both, for it alone
+    knows the table of routes.
     """
 
     def __init__(
@@ -74,6 +78,8 @@ class Desk:
         self.answered: Counter[tuple[str, int]] = Counter()
         self.labellers: list[Shown] = []
         self.symbols: OrderedDict[int, str] = OrderedDict()
+        self.members = _members(settings)
+        self.door: Callable[[], str] = lambda: OFF
         self.lock = threading.Lock()
         self.shareable: Callable[[str], Action | None]
         self.open: Callable[[str, Call], Response]
@@ -149,3 +155,9 @@ class Desk:
         self.snapshots.after_fork()
         self._watches = False
         self._loops = WeakSet()
+
+
+def _members(settings: Settings) -> Members | None:
+    if settings.rundir == OFF:
+        return None
+    return Members(Folder(settings.rundir or default_base(), settings.service))

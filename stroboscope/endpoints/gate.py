@@ -23,6 +23,8 @@ from stroboscope.auth.tokens import TEXT_CAP, Grant, Share, Tokens
 from stroboscope.errors import Unauthenticated
 from stroboscope.settings import SCOPES, Settings
 
+#: How one worker shows another whom it asks for; on no other carrier than its socket.
+PEER_SCHEME = "Stroboscope-Peer"
 #: Below this path stand share links: their address is their secret.
 SHARE_PATH = "/share/"
 
@@ -33,11 +35,13 @@ class Admission:
 
     `share` is set for a link, which opens its one target. `pending` is the slow part
     of the decision, for a thread of ours: it returns the grant to use, or raises.
+    `is_peer` when another worker asks, for a caller that it has let through.
     """
 
     grant: Grant
     share: Share | None = None
     pending: Callable[[], Grant] | None = None
+    is_peer: bool = False
 
 
 class Gate:
@@ -71,8 +75,11 @@ class Gate:
         try:
             admission = self._identified(request, path if is_link else "")
         except Unauthenticated:
-            self.fail(request.peer)
+            if not _is_peer(request):  # another copy of the service, with other keys
+                self.fail(request.peer)
             raise
+        if admission.is_peer:
+            return admission
         self.pace.check(admission.grant.token_id)
         if self._settings.authorize is None or admission.share is not None:
             return admission
@@ -101,6 +108,8 @@ class Gate:
         kind, _, text = header.partition(" ")
         if kind.lower() == "bearer":
             return Admission(self.tokens.verify(text.strip()))
+        if _is_peer(request):
+            return Admission(self.tokens.verify_peer(text), is_peer=True)
         if kind.lower() != "basic":
             raise Unauthenticated("unknown scheme")
         name, password = _basic(text)
@@ -141,6 +150,11 @@ class Gate:
         except BaseException as error:  # in doubt, no; a cancelled task's is one, too
             raise Unauthenticated(f"authorize raised {type(error).__name__}") from error
         return replace(grant, scopes=kept)
+
+
+def _is_peer(request: Request) -> bool:
+    kind = (request.header("authorization") or "").partition(" ")[0]
+    return request.is_local and kind == PEER_SCHEME
 
 
 def _scopes(answer: Any, before: frozenset[str]) -> frozenset[str]:

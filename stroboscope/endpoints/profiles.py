@@ -161,6 +161,19 @@ def trace(call: Call) -> Response:
     return Response(200, body, PROFILE, tuple(headers))
 
 
+def capture_s(call: Call) -> float:
+    """For how many seconds a profile of CPU or time is taken here."""
+    return profile_seconds(call.request.query, _cap_s(call))[0]
+
+
+def delta_s(call: Call) -> float:
+    """The same of a snapshot: none without `seconds`, none for bad ones."""
+    try:
+        return snapshot_seconds(call.request.query, _cap_s(call))[0] or 0.0
+    except ValueError:
+        return 0.0
+
+
 def cmdline(call: Call) -> Response:
     """The program's name where settings allow it: arguments may hold secrets."""
     if not call.desk.settings.cmdline:
@@ -236,7 +249,12 @@ def _attached(
 
 
 def _kept(call: Call, endpoint: str, answer: Response) -> Response:
-    """The answer under an id of its own, unless there is no room for it."""
+    """The answer under an id of its own, unless there is no room for it.
+
+    A part of another worker's answer is kept there, with the whole.
+    """
+    if call.is_peer:
+        return answer
     number = call.desk.captures.new_id()
     marked = replace(answer, headers=(*answer.headers, (HEADER, number)))
     capture = Capture(

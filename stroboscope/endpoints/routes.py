@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
-from stroboscope.endpoints import listing, pages, profiles, state
-from stroboscope.endpoints.call import Action, Handler, Route
+from stroboscope.endpoints import listing, pages, profiles, state, workers
+from stroboscope.endpoints.call import Action, Call, Handler, Route
 
+_WORKERS = {
+    "worker": "all, or the process id of one",
+    "merge": "flat: without the label pid",
+}
 _SECONDS = {"seconds": "how long; clamped to the cap"}
 _DELTA = {
     "seconds": "the difference over so long, instead of the total",
@@ -16,19 +20,25 @@ _DELTA = {
 _GC = {"gc": "1: collect first, once in 10 s"}
 
 
+def _at_once(call: Call) -> float:
+    return 0.0
+
+
 def _get(
     path: str,
     scope: str,
     handler: Handler,
     description: str,
     parameters: Mapping[str, str] | None = None,
+    *,
+    joined: Callable[[Call], float] | None = None,
     **other: Action,
 ) -> Route:
     """A route with a GET; a path that ends in a slash is served without it, too."""
     paths = (path, path[:-1]) if path.endswith("/") else (path,)
-    return Route(
-        paths, {"GET": Action(scope, handler, description, parameters or {}), **other}
-    )
+    named = {**(parameters or {}), **(_WORKERS if joined else {})}
+    got = Action(scope, handler, description, named, joined=joined)
+    return Route(paths, {"GET": got, **other})
 
 
 ROUTES = (
@@ -40,6 +50,7 @@ ROUTES = (
         profiles.profile,
         "CPU time by stack and label.",
         {**_SECONDS, "forensic": "1: at the full rate, alone"},
+        joined=profiles.capture_s,
     ),
     *(
         _get(
@@ -48,11 +59,24 @@ ROUTES = (
             profiles.snapshot(name),
             f"Go's {name} profile.",
             _DELTA | _GC if name in profiles.OF_MEMORY else _DELTA,
+            joined=profiles.delta_s,
         )
         for name in profiles.NAMES
     ),
-    _get("/pprof/wall", "profile", profiles.wall, "Time on and off CPU.", _SECONDS),
-    _get("/fgprof", "profile", profiles.wall, "The same, where fgprof is.", _SECONDS),
+    *(
+        _get(
+            path,
+            "profile",
+            profiles.wall,
+            description,
+            _SECONDS,
+            joined=profiles.capture_s,
+        )
+        for path, description in (
+            ("/pprof/wall", "Time on and off CPU."),
+            ("/fgprof", "The same, where fgprof is."),
+        )
+    ),
     _get(
         "/trace",
         "trace",
@@ -79,14 +103,21 @@ ROUTES = (
         "One of them, as it was answered.",
         DELETE=Action("profile", listing.drop, "Forget one of your own.", {}),
     ),
-    _get("/stacks", "profile", state.show_stacks, "Every thread and task now."),
-    _get("/labels", "metrics", state.labels, "Label sets and what their caps refused."),
-    _get("/metrics", "metrics", state.metrics, "Our counters, for Prometheus."),
+    *(
+        _get(path, scope, handler, description, joined=_at_once)
+        for path, scope, handler, description in (
+            ("/stacks", "profile", state.show_stacks, "Every thread and task now."),
+            ("/labels", "metrics", state.labels, "Label sets, what caps refused."),
+            ("/metrics", "metrics", state.metrics, "Our counters, for Prometheus."),
+        )
+    ),
+    _get("/workers", "metrics", workers.show_workers, "The workers of this service."),
     _get(
         "/gc",
         "metrics",
         state.gc_statistics,
         "The garbage collector's counts.",
+        joined=_at_once,
         POST=Action("admin", state.gc_collect, "Collect now, once in 10 s.", {}),
     ),
     _get(
@@ -105,7 +136,13 @@ ROUTES = (
             "json",
         ),
     ),
-    _get("/selfcheck", "metrics", state.selfcheck, "The doctor's report."),
+    _get(
+        "/selfcheck",
+        "metrics",
+        state.selfcheck,
+        "The doctor's report.",
+        joined=_at_once,
+    ),
     _get("/openapi.json", "admin", pages.openapi, "This surface, described."),
     Route(
         ("/share",),

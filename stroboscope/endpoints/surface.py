@@ -6,16 +6,20 @@ happens on a thread of ours.
 
 from __future__ import annotations
 
+import _socket
 import asyncio
 import logging
 import os
 import secrets
+import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
 
 from stroboscope._clock import SYSTEM, Clock
+from stroboscope._core import engine
 from stroboscope._http import asgi, wsgi
 from stroboscope._http.asgi import never
+from stroboscope._http.listener import Listener
 from stroboscope._http.messages import (
     BODY_CAP,
     JSON,
@@ -28,6 +32,7 @@ from stroboscope._http.parameters import is_too_long
 from stroboscope._http.pool import Pool
 from stroboscope._types import Environ, Receive, Scope, Send, StartResponse
 from stroboscope.auth.tokens import Grant, Share
+from stroboscope.endpoints import joining
 from stroboscope.endpoints.audit import Entry
 from stroboscope.endpoints.call import Action, Call
 from stroboscope.endpoints.desk import Desk, Shown, Tracer
@@ -74,6 +79,7 @@ class Surface:
         self._pool = Pool()
         os.register_at_fork(after_in_child=self._pool.after_fork)
         self._awake_in = 0
+        self._listener = self._own_door()
         self._exact = settings.prefix
         self._below = settings.prefix + "/"
 
@@ -97,6 +103,28 @@ class Surface:
         if self._awake_in != os.getpid():
             self._awake_in = os.getpid()
             self.desk.begin()
+            if self._listener is not None:
+                self._listener.start()
+
+    def _own_door(self) -> Listener | None:
+        members = self.desk.members
+        if members is None:
+            return None
+        pool = Pool()
+        os.register_at_fork(after_in_child=pool.after_fork)
+
+        def answer(
+            request: Request,
+            connection: _socket.socket,
+            read_body: Callable[[], bytes],
+        ) -> Response:
+            if not self.handles(request.path):
+                return refusal(request, 404, "Unknown")
+            return self.answer(request, connection, read_body, pool, engine.sleep)
+
+        listener = Listener(members, answer)
+        self.desk.door = lambda: listener.failure
+        return listener
 
     def handles_scope(self, scope: Scope) -> bool:
         """Whether an ASGI HTTP request is ours; false for everything else."""
@@ -163,6 +191,8 @@ class Surface:
         request: Request,
         client: object = None,
         read_body: Callable[[], bytes] | None = None,
+        pool: Pool | None = None,
+        sleep: Callable[[float], object] = time.sleep,
     ) -> Response:
         """The same, blocking; `client` is a socket to watch for its end."""
         admitted = self._admit(request)
@@ -174,10 +204,11 @@ class Surface:
             except Exception as error:  # the server's stream may raise anything
                 return self._refused(admitted.entry, _unread(request, error))
         answer = wsgi.run(
-            self._pool,
+            pool or self._pool,
             admitted.request,
             client,
             self._job(admitted),
+            sleep,
             is_capture=admitted.action.is_capture,
         )
         return answer or self._refused(admitted.entry, _busy(request))
@@ -249,10 +280,11 @@ class Surface:
             self.desk.audit.begin(entry)
             self.desk.watch_knobs()
             _, name = find(request.path[len(self._exact) :])
-            call = Call(request, grant, self.desk, name)
+            is_peer = admitted.admission.is_peer
+            call = Call(request, grant, self.desk, name, is_peer)
             if admitted.admission.share is not None:
                 return self._shared(admitted.admission.share, call)
-            return admitted.action.handler(call)
+            return _handled(call, entry.endpoint, admitted.action)
         except BaseException as error:
             # A thread of ours: nobody else would see it, and the asker would wait.
             return self._refusal(request, entry, error)
@@ -277,7 +309,7 @@ class Surface:
         path, _, query = target.partition("?")
         action = BY_PATH[path].actions["GET"]
         request = replace(call.request, query=query, path=self._exact + path)
-        return action.handler(replace(call, request=request))
+        return _handled(replace(call, request=request), path, action)
 
     def _refusal(
         self, request: Request, entry: Entry, error: BaseException
@@ -318,6 +350,12 @@ def asgi_path(scope: Scope) -> str:
     path: str = scope["path"]
     root: str = scope.get("root_path", "")
     return path[len(root) :] if root and path.startswith(root + "/") else path
+
+
+def _handled(call: Call, path: str, action: Action) -> Response:
+    if action.joined is None:
+        return action.handler(call)
+    return joining.answer(call, path, action.handler, action.joined(call))
 
 
 def _require(action: Action, grant: Grant) -> None:

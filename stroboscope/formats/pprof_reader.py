@@ -6,6 +6,7 @@ Never raises anything but ProfileFormatError, never inflates beyond a cap.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 
 from stroboscope.errors import ProfileFormatError
 from stroboscope.formats import pprof as f
@@ -15,13 +16,18 @@ from stroboscope.formats.profile import Frame, Labels, Profile, Sample, ValueTyp
 INFLATED_CAP = 256 << 20
 
 
-def decode(data: bytes) -> Profile:
+def _no_breath() -> None:
+    pass
+
+
+def decode(data: bytes, breathe: Callable[[], None] = _no_breath) -> Profile:
     """The profile in gzipped or plain bytes.
 
+    `breathe` is called for every sample and place, as in `pprof.encode`.
     Raises: ProfileFormatError for anything else.
     """
     try:
-        return _Reader(_inflate(data)).profile()
+        return _Reader(_inflate(data), breathe).profile()
     except (IndexError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, ProfileFormatError):
             raise
@@ -54,10 +60,12 @@ def _bytes(value: int | bytes) -> bytes:
 
 
 class _Reader:
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, breathe: Callable[[], None]) -> None:
+        self._breathe = breathe
         self._all: dict[int, list[int | bytes]] = {}
         for field, value in fields(data):
             self._all.setdefault(field, []).append(value)
+            breathe()
         self._strings = [
             _bytes(text).decode("utf-8", "replace") for text in self._get(f.STRINGS)
         ]
@@ -111,6 +119,7 @@ class _Reader:
         )
 
     def _location(self, value: int | bytes) -> tuple[int, list[Frame]]:
+        self._breathe()
         found: list[Frame] = []
         number = 0
         for field, part in fields(_bytes(value)):
@@ -123,6 +132,7 @@ class _Reader:
         return number, found
 
     def _sample(self, data: bytes, width: int) -> Sample:
+        self._breathe()
         stack: list[Frame] = []
         values: list[int] = []
         labels: list[tuple[str, str]] = []

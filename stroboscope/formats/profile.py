@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, overload
 
@@ -103,7 +103,13 @@ class Profile:
         return sum(sample.values[index] for sample in self.samples)
 
 
-def aggregate(samples: Iterable[Sample]) -> list[Sample]:
+def _no_breath() -> None:
+    pass
+
+
+def aggregate(
+    samples: Iterable[Sample], breathe: Callable[[], None] = _no_breath
+) -> list[Sample]:
     """Add up samples of the same stack and labels; order of first sight."""
     sums: dict[tuple[tuple[Frame, ...], Labels], list[int]] = {}
     for stack, values, labels in samples:
@@ -113,6 +119,7 @@ def aggregate(samples: Iterable[Sample]) -> list[Sample]:
         else:
             for at, value in enumerate(values):
                 found[at] += value
+        breathe()
     return [Sample(k[0], tuple(v), k[1]) for k, v in sums.items()]
 
 
@@ -140,9 +147,10 @@ def columns(samples: Sequence[Sample], width: int) -> Columns:
     return made
 
 
-def merge(profiles: list[Profile]) -> Profile:
+def merge(profiles: list[Profile], breathe: Callable[[], None] = _no_breath) -> Profile:
     """One profile of all: same stacks and labels add up.
 
+    `breathe` is called for every sample, as in `pprof.encode`.
     Raises: ProfileError for none, or for profiles that count different things.
     """
     if not profiles:
@@ -152,7 +160,7 @@ def merge(profiles: list[Profile]) -> Profile:
         raise ProfileError("profiles of different sample types cannot be merged")
     return replace(
         first,
-        samples=aggregate(sample for p in profiles for sample in p.samples),
+        samples=aggregate((one for p in profiles for one in p.samples), breathe),
         time_ns=min(p.time_ns for p in profiles),
         duration_ns=max(p.duration_ns for p in profiles),
         comments=tuple(dict.fromkeys(c for p in profiles for c in p.comments)),

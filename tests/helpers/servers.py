@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,11 @@ FASTAPI, FLASK = "examples.fastapi_app:app", "examples.flask_app:app"
 UVICORN = "uvicorn --log-level warning --port {port} "
 HYPERCORN = "hypercorn --bind 127.0.0.1:{port} "
 GUNICORN = "gunicorn --log-level warning --bind 127.0.0.1:{port} "
+
+
+def rundir() -> Path:
+    """A folder of its own for each server: two of one service would meet."""
+    return Path(tempfile.mkdtemp(prefix="strobe-"))
 
 
 def token(*scopes: str) -> str:
@@ -53,6 +59,7 @@ def serving(
             "STROBOSCOPE_KEYS": KEY,
             "PYTHONWARNINGS": "ignore",
             "PYTHONPATH": str(ROOT / "tests/helpers"),
+            "STROBOSCOPE_RUNDIR": str(rundir()),
             **environ,
         },
     )

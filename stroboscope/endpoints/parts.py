@@ -1,0 +1,135 @@
+"""Join what several workers answered: profiles, metrics, JSON and text."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from typing import NamedTuple
+
+from stroboscope._http.messages import JSON, PROFILE
+from stroboscope._http.parameters import first
+from stroboscope.endpoints.call import Call
+from stroboscope.errors import ProfileError
+from stroboscope.formats import prometheus
+from stroboscope.formats.pprof import encode, prune
+from stroboscope.formats.pprof_reader import decode
+from stroboscope.formats.profile import Profile, Sample, columns, merge
+from stroboscope.profiles.breath import Breath
+
+
+class Part(NamedTuple):
+    """What one worker answered."""
+
+    process: int
+    body: bytes
+    content_type: str
+
+
+def join(
+    call: Call, kind: str, parts: list[Part], failed: list[str], notes: list[str]
+) -> bytes:
+    """One body of all parts. Who cannot be joined moves from `parts` to `failed`."""
+    for part in [part for part in parts if part.content_type != kind]:
+        parts.remove(part)
+        failed.append(f"worker {part.process} answered {part.content_type:.40}")
+    if kind == PROFILE:
+        return _profile(call, parts, failed, notes)
+    if kind == JSON:
+        return _json(parts, failed)
+    if kind == prometheus.CONTENT_TYPE:
+        return _metrics(parts)
+    return _text(parts, [*failed, *notes])
+
+
+def _profile(
+    call: Call, parts: list[Part], failed: list[str], notes: list[str]
+) -> bytes:
+    is_flat = first(call.request.query, "merge") == "flat"
+    breathe = Breath()
+    profiles: list[Profile] = []
+    for part in list(parts):
+        try:
+            profile = decode(part.body, breathe)
+            if profiles and profile.sample_types != profiles[0].sample_types:
+                raise ProfileError("it counts other things")
+        except ProfileError as error:  # another version's
+            parts.remove(part)
+            failed.append(f"worker {part.process} cannot be merged: {error}")
+            continue
+        labelled = profile.samples if is_flat else _labelled(profile, part.process)
+        profiles.append(replace(profile, samples=labelled))
+    whole = merge(profiles, breathe)
+    said = [f"workers: {len(parts)}/{len(parts) + len(failed)}", *failed, *notes]
+    if whole.duration_ns:
+        begun = [profile.time_ns for profile in profiles]
+        said.append(f"workers began within {(max(begun) - min(begun)) / 1e6:.0f} ms")
+    whole = prune(
+        replace(whole, comments=(*whole.comments, *said)),
+        breathe=breathe,
+    )
+    table = columns(whole.samples, len(whole.sample_types))
+    call.desk.remember_symbols(table.frames)
+    return encode(replace(whole, samples=table), breathe)
+
+
+def _labelled(profile: Profile, process: int) -> list[Sample]:
+    pid = ("pid", str(process))
+    return [
+        Sample(stack, values, (*labels, pid))
+        for stack, values, labels in profile.samples
+    ]
+
+
+def _json(parts: list[Part], failed: list[str]) -> bytes:
+    """Lists become one, each entry with its `pid`.
+
+    To our own object comes `workers`: everybody's, by process id.
+    """
+    found = {}
+    for part in list(parts):
+        try:
+            found[part.process] = json.loads(part.body)
+        except ValueError:
+            parts.remove(part)
+            failed.append(f"worker {part.process} answered no JSON")
+    joined: object
+    if all(isinstance(value, list) for value in found.values()):
+        joined = [
+            {"pid": process, **entry} for process, all in found.items() for entry in all
+        ]
+    else:
+        joined = {**found[os.getpid()], "workers": found, "missing": failed}
+    return json.dumps(joined, indent=1).encode() + b"\n"
+
+
+def _text(parts: list[Part], notes: list[str]) -> bytes:
+    sections = [b"=== worker %d ===\n%s" % part[:2] for part in parts]
+    sections += [f"=== {note} ===\n".encode() for note in notes]
+    return b"\n".join(sections)
+
+
+def _metrics(parts: list[Part]) -> bytes:
+    """Families in the order of the first; each value with its worker's `pid`."""
+    heads: dict[str, list[str]] = {}
+    values: dict[str, list[str]] = {}
+    for part in parts:
+        name = ""
+        for line in part.body.decode("utf-8", "replace").splitlines():
+            if line.startswith("# "):
+                name = line.split(" ", 3)[2]
+                kept = heads.setdefault(name, [])
+                if len(kept) < 2:
+                    kept.append(line)
+                continue
+            values.setdefault(name, []).append(_with_pid(line, part.process))
+    lines = [line for name in heads for line in (*heads[name], *values.get(name, ()))]
+    return ("\n".join(lines) + "\n").encode()
+
+
+def _with_pid(line: str, process: int) -> str:
+    name, brace, rest = line.partition("{")
+    if brace:
+        return f'{name}{{pid="{process}",{rest}'
+    name, _, value = line.partition(" ")
+    return f'{name}{{pid="{process}"}} {value}'

@@ -1,0 +1,82 @@
+"""Who the workers of this service are."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import time
+from typing import Any
+
+from stroboscope._core import engine
+from stroboscope._http.messages import Response
+from stroboscope.endpoints.call import Call, as_json
+from stroboscope.endpoints.joining import HEADER, ask_all
+
+#: Modules that only a worker of the server has loaded, most telling first.
+_SERVERS = (
+    ("gunicorn.workers.sync", "gunicorn sync"),
+    ("gunicorn.workers.ggevent", "gunicorn gevent"),
+    ("gunicorn.workers.gthread", "gunicorn gthread"),
+    ("uvicorn.workers", "gunicorn uvicorn"),
+    ("gunicorn.arbiter", "gunicorn"),
+    ("uvicorn.server", "uvicorn"),
+    ("hypercorn.run", "hypercorn"),
+    ("uwsgi", "uwsgi"),
+    ("waitress.server", "waitress"),
+)
+
+
+def show_workers(call: Call) -> Response:
+    """Every worker with its age, server, engine and memory; who did not answer, too."""
+    own = _facts(call)
+    if call.is_peer:
+        return as_json(own)
+    good, failed = ask_all(call, "/workers")
+    listed = [own, *(json.loads(part.body) for part in good)]
+    listed += [
+        {"pid": one.process, "failure": one.failure or f"answered {one.status}"}
+        for one in failed
+    ]
+    listed.sort(key=lambda worker: int(worker["pid"]))
+    answer = as_json({"service": call.desk.settings.service, "workers": listed})
+    headers = ((HEADER, f"{len(good) + 1}/{len(listed)}"),)
+    return Response(200, answer.body, answer.content_type, headers)
+
+
+def _facts(call: Call) -> dict[str, Any]:
+    info = engine.info()
+    return {
+        "pid": os.getpid(),
+        "parent": os.getppid(),
+        "age_s": round(_age_s(), 1),
+        "server": _server(),
+        "python": platform.python_version(),
+        "engine": info.kind,
+        "windows": info.windows,
+        "rss_bytes": _resident_bytes(),
+        "socket": call.desk.door() or "open",
+    }
+
+
+def _server() -> str:
+    return next((name for module, name in _SERVERS if module in sys.modules), "")
+
+
+def _age_s() -> float:
+    """Source: proc(5): field 22 of `stat` is the start in ticks after boot."""
+    try:
+        with open("/proc/self/stat", encoding="ascii", errors="replace") as file:
+            ticks = int(file.read().rpartition(")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return 0.0
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _resident_bytes() -> int:
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return 0
