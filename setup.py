@@ -15,6 +15,7 @@ native = Extension(
     sources=sorted(glob("stroboscope/_core/src/*.c")),
     depends=sorted(glob("stroboscope/_core/src/*.h")),
     extra_compile_args=flags,
+    libraries=["m"],
 )
 # The engine needs POSIX per-thread CPU timers; elsewhere the portable twin runs.
 pure = bool(os.environ.get("STROBOSCOPE_PURE")) or sys.platform != "linux"

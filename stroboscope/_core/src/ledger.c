@@ -328,6 +328,25 @@ sb_ledger_drop(sb_ledger *self, int64_t row)
     drop_ticket(self, (uint32_t)row);
 }
 
+void
+sb_ledger_let_go(sb_ledger *self, int first)
+{
+    for (uint32_t row = 0; row < self->row_length; row++) {
+        for (int i = first; i < self->width; i++) {
+            self->rows[row].values[i] = 0;
+        }
+    }
+    for (uint32_t one = 0; one < self->ticket_length; one++) {
+        ticket *held = &self->tickets[one];
+        if (held->to != UNUSED_TICKET && held->to & FOLDED) {
+            free_ticket(self, one);
+        }
+        else if (held->to != UNUSED_TICKET) {
+            held->holders = 0;
+        }
+    }
+}
+
 /* ---- folding ---------------------------------------------------------------------- */
 
 /* Hand the row's ticket to those who hold it: it follows another from now on. */

@@ -39,6 +39,8 @@ int64_t sb_ledger_row(sb_ledger *ledger, int64_t stack, sb_cell *cell);
 void sb_ledger_add(sb_ledger *ledger, int64_t row, const int64_t *values);
 void sb_ledger_hold(sb_ledger *ledger, int64_t row);
 void sb_ledger_drop(sb_ledger *ledger, int64_t row);
+/* Nobody holds any row any more; values from column `first` on are zero. */
+void sb_ledger_let_go(sb_ledger *ledger, int first);
 
 /* For every ledger: rows of owner `from` become rows of owner `to`. */
 void sb_ledgers_fold(uint32_t from, uint32_t to);

@@ -9,6 +9,7 @@
 
 #include "cell.h"
 #include "drainer.h"
+#include "heap.h"
 #include "ledger.h"
 #include "sampler.h"
 #include "stacks.h"
@@ -89,6 +90,7 @@ after_fork(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
     sb_drainer_after_fork();
     sb_windows_after_fork();
     sb_publishing(0);
+    sb_heap_after_fork();
     sb_ledgers_after_fork();
     Py_RETURN_NONE;
 }
@@ -308,7 +310,9 @@ static PyMethodDef methods[] = {
 static int
 execute(PyObject *module)
 {
-    return sb_cells_init(module) < 0 || sb_ledgers_init(module) < 0 ? -1 : 0;
+    int failed = sb_cells_init(module) < 0 || sb_ledgers_init(module) < 0 ||
+                 sb_heap_init(module) < 0;
+    return failed ? -1 : 0;
 }
 
 static int

@@ -380,6 +380,12 @@ is_excluded(uint64_t tstate_id)
     return 0;
 }
 
+int
+sb_sampler_is_excluded(const PyThreadState *tstate)
+{
+    return is_excluded(tstate->id);
+}
+
 void
 sb_sampler_exclude_current(void)
 {

@@ -54,6 +54,8 @@ int sb_sampler_active(void);
 int sb_sampler_tend(void);
 /* Never sample the calling thread. */
 void sb_sampler_exclude_current(void);
+/* Whether that was asked for this thread. */
+int sb_sampler_is_excluded(const PyThreadState *tstate);
 /* Arm, and disarm, the calling thread; arming returns 1 when it was not armed yet. */
 int sb_sampler_arm_current(void);
 void sb_sampler_disarm_current(void);

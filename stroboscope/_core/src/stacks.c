@@ -2,6 +2,9 @@
 
 #include "stacks.h"
 
+#include <stdlib.h>
+#include <string.h>
+
 #include "table.h"
 
 static sb_table codes;   /* key: pointer low, pointer high */
@@ -24,7 +27,7 @@ sb_reserve(void **array, size_t *room, size_t id, size_t size)
         return 0;
     }
     size_t wanted = (id + 32) * 2;
-    void *grown = PyMem_RawRealloc(*array, wanted * size);
+    void *grown = realloc(*array, wanted * size);
     if (grown == NULL) {
         return -1;
     }
@@ -154,13 +157,13 @@ forget(void)
     sb_table_clear(&offsets);
     sb_table_clear(&frames);
     sb_table_clear(&stacks);
-    PyMem_RawFree(offset_frames);
+    free(offset_frames);
     offset_frames = NULL;
     offset_room = 0;
     for (size_t i = 0; i < count; i++) {
         Py_DECREF(held[i]);
     }
-    PyMem_RawFree(held);
+    free(held);
 }
 
 void
@@ -190,7 +193,9 @@ static PyObject *
 stack_tuple(size_t id)
 {
     uint32_t length;
-    const uint32_t *key = sb_table_key(&stacks, id, &length);
+    uint32_t key[SB_DEPTH_MAX + 1]; /* a copy: an allocation may add stacks */
+    const uint32_t *kept = sb_table_key(&stacks, id, &length);
+    memcpy(key, kept, length * sizeof *key);
     PyObject *tuple = PyTuple_New(length);
     for (uint32_t i = 0; tuple != NULL && i < length; i++) {
         long value = key[i] == TRUNCATED ? -1 : (long)key[i];

@@ -31,7 +31,7 @@ int64_t sb_stack_of_current(uint32_t depth);
 PyObject *sb_stacks_of(PyObject *ids);
 PyObject *sb_frames_of(PyObject *ids);
 
-/* Room for `id` in an array of items of `size`; 0, or -1 without memory. */
+/* Room for `id` in an array from malloc of items of `size`; 0, or -1 without memory. */
 int sb_reserve(void **array, size_t *room, size_t id, size_t size);
 /* How many items a slice has. */
 size_t sb_slice_length(size_t total, size_t first, size_t count);

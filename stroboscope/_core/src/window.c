@@ -1,5 +1,6 @@
 #include "window.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 #include "sampler.h"
@@ -126,7 +127,7 @@ sb_window_free(int handle)
 {
     struct window *window = &windows[handle];
     sb_table_clear(&window->rows);
-    PyMem_RawFree(window->amounts);
+    free(window->amounts);
     memset(window, 0, sizeof *window);
     if (sb_windows_open() == 0) {
         sb_windows_drain(); /* what nobody waits for any more */
