@@ -131,7 +131,7 @@ class Engine:
                 first = min(window.ends_s for window in self._windows)
                 wait_s = max(1, math.ceil(first - time.monotonic()))
                 raise WindowsExhausted("all sampling windows are in use", wait_s)
-            self._register()
+            self.register()
             if not self._windows:
                 self._driver.start(_NS // hz)
                 self._hz = hz
@@ -207,7 +207,8 @@ class Engine:
         """Sleep without the GIL, also where gevent has patched `time.sleep`."""
         self._driver.sleep(seconds)
 
-    def _register(self) -> None:
+    def register(self) -> None:
+        """See to it that a forked child begins anew and that windows end at exit."""
         if not self._registered:
             self._registered = True
             os.register_at_fork(after_in_child=self._after_fork)

@@ -7,15 +7,9 @@ from collections.abc import Callable, Mapping
 
 from stroboscope.endpoints.desk import Desk
 from stroboscope.formats.profile import Profile, ValueType
-from stroboscope.profiles import stacks
+from stroboscope.profiles import heap, stacks
 
-_COUNT, _NS, _BYTES = "count", "nanoseconds", "bytes"
-_MEMORY = (
-    ValueType("alloc_objects", _COUNT),
-    ValueType("alloc_space", _BYTES),
-    ValueType("inuse_objects", _COUNT),
-    ValueType("inuse_space", _BYTES),
-)
+_COUNT, _NS = "count", "nanoseconds"
 _THREADS = ValueType("threadcreate", _COUNT)
 _DELAY = (ValueType("contentions", _COUNT), ValueType("delay", _NS))
 
@@ -33,7 +27,6 @@ def _not_built(
     types: tuple[ValueType, ...],
     period_type: ValueType,
     period: int,
-    default: str = "",
 ) -> Collector:
     """A valid profile of nothing: scrapers take a 404 for a dead target."""
 
@@ -46,18 +39,16 @@ def _not_built(
             period=period,
             time_ns=time.time_ns(),
             comments=(note,),
-            default_sample_type=default,
         )
 
     return collect
 
 
-_SPACE = ValueType("space", _BYTES)
 COLLECTORS: Mapping[str, Collector] = {
-    "allocs": _not_built("allocs", _MEMORY, _SPACE, 524_288, "alloc_space"),
+    "allocs": lambda desk, is_fresh: heap.collect_heap("alloc_space"),
     "block": _not_built("block", _DELAY, _DELAY[0], 1),
     "goroutine": _goroutine,
-    "heap": _not_built("heap", _MEMORY, _SPACE, 524_288),
+    "heap": lambda desk, is_fresh: heap.collect_heap(),
     "mutex": _not_built("mutex", _DELAY, _DELAY[0], 1),
     "threadcreate": _not_built("threadcreate", (_THREADS,), _THREADS, 1),
     "wall": _not_built(

@@ -11,6 +11,7 @@ from stroboscope._clock import SYSTEM, Clock
 from stroboscope._core import engine
 from stroboscope.endpoints.audit import LOGGER
 from stroboscope.knobs import Knob, Knobs, flag, real, whole
+from stroboscope.profiles import heap
 from stroboscope.settings import CPU_HZ_MAX, Settings
 
 _LOGGERS_CAP = 32
@@ -82,6 +83,7 @@ def knobs_of(settings: Settings, clock: Clock = SYSTEM) -> Knobs:
     )
     made.on_change("log_levels", levels)
     made.on_change("cpu_hz", engine.set_rate)
+    made.on_change("heap_rate_bytes", lambda rate: heap.set_rate(rate, s.label_sets))
     return made
 
 
