@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from stroboscope._core import engine
+from stroboscope.profiles import heap
 from stroboscope._http.listener import Listener
 from stroboscope.endpoints import desk
 
@@ -39,11 +40,12 @@ def workers_meet_nowhere() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def nothing_left_behind() -> Iterator[None]:
-    """Every test closes its windows."""
+    """Every test closes its windows; no allocator stays hooked by a knob of a test's."""
     assert engine.info().windows == 0
 
     yield
 
+    heap.set_rate(0)
     assert engine.info().windows == 0
 
 

@@ -16,6 +16,7 @@ Owned = dict[tuple[object, ...], int]
 
 @pytest.fixture
 def ledger() -> Iterator[_native.Ledger]:
+    _native.after_fork()  # nobody is known, whatever ran in this process before
     _native.configure_owners(None, None, 512)
     yield _native.Ledger(2)
     gc.collect()

@@ -25,6 +25,7 @@ OBJECTS, SPACE, LIVE_OBJECTS, LIVE_SPACE = range(4)
 
 @pytest.fixture(autouse=True)
 def switched_off() -> Iterator[None]:
+    _native.after_fork()  # no totals, whatever ran in this process before
     yield
     heap.set_rate(0)
     assert not _native.heap_info()["in_chain"]

@@ -16,6 +16,7 @@ KNOWN: Labels = (("endpoint", "/a"),)
 
 @pytest.fixture
 def ledger() -> _native.Ledger:
+    _native.after_fork()  # nobody is known, whatever ran in this process before
     keep_labels(512)
     return _native.Ledger(2)
 
