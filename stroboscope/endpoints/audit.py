@@ -19,7 +19,7 @@ from typing import Any
 
 from stroboscope._core import engine
 from stroboscope._http.messages import Request, Response
-from stroboscope._http.parameters import firsts
+from stroboscope._http.parameters import firsts, is_too_long
 from stroboscope.endpoints import otel
 
 LOGGER = "stroboscope.audit"
@@ -35,13 +35,16 @@ _IDLE_S = 1.0
 
 @dataclass(slots=True)
 class Entry:
-    """A request as the log shows it; filled in as it becomes known."""
+    """A request as the log shows it; filled in as it becomes known.
+
+    The query is read only when the record is written, which is not on a loop.
+    """
 
     id: str
     method: str
     endpoint: str
     peer: str
-    parameters: dict[str, str]
+    query: str = field(repr=False)
     began_ns: int = field(default_factory=time.monotonic_ns)
     token_id: str = ""
     cause: str = ""
@@ -54,10 +57,15 @@ class Entry:
     @classmethod
     def of(cls, request: Request, number: str) -> Entry:
         """What is known when it arrives; its path only once it is a known endpoint."""
-        logged = firsts(request.query, _LOGGED)
-        parameters = {name: _clean(value) for name, value in logged.items()}
         method = request.method if request.method.isalpha() else "?"
-        return cls(number, method[:10], "", _clean(request.peer), parameters)
+        query = "" if is_too_long(request.query) else request.query
+        return cls(number, method[:10], "", _clean(request.peer), query)
+
+    @property
+    def parameters(self) -> dict[str, str]:
+        """Those that may be logged."""
+        logged = firsts(self.query, _LOGGED)
+        return {name: _clean(value) for name, value in logged.items()}
 
     def complete(self, response: Response) -> None:
         """Add how it ended, and tell the request's span."""
@@ -66,7 +74,7 @@ class Entry:
         self.clamped = dict(response.headers).get("X-Stroboscope-Clamped", "")
         self.duration_ms = round((time.monotonic_ns() - self.began_ns) / 1e6, 3)
         try:
-            otel.note(self.span, self.fields())
+            otel.note(self.span, self.fields)
         except Exception:  # the user's span processors are not ours
             _log.debug("the span took no event", exc_info=True)
 
@@ -86,7 +94,7 @@ class Audit:
     """Writes entries; never raises."""
 
     def __init__(self) -> None:
-        self._waiting: deque[dict[str, Any]] = deque()
+        self._waiting: deque[Entry] = deque()
         self._lock = threading.Lock()
         self._writes = False
         self.written = 0
@@ -110,7 +118,7 @@ class Audit:
                 self.dropped += 1
                 return
             self.ended += 1
-            self._waiting.append({"event": "end", **entry.fields()})
+            self._waiting.append(entry)
             if self._writes:
                 return
             self._writes = True
@@ -129,16 +137,16 @@ class Audit:
         idle_s = 0.0
         while True:
             with self._lock:
-                fields = self._waiting.popleft() if self._waiting else None
-                if fields is None and idle_s >= _IDLE_S:
+                entry = self._waiting.popleft() if self._waiting else None
+                if entry is None and idle_s >= _IDLE_S:
                     self._writes = False
                     return
-            if fields is None:
+            if entry is None:
                 engine.sleep(0.05)
                 idle_s += 0.05
                 continue
             idle_s = 0.0
-            self._write(fields)
+            self._write({"event": "end", **entry.fields()})
 
     def _write(self, fields: dict[str, Any]) -> None:
         self.written += 1

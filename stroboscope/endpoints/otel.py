@@ -7,6 +7,7 @@ call that does nothing.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from opentelemetry import trace
@@ -34,10 +35,10 @@ def current_span() -> Any:
     return trace.get_current_span()
 
 
-def note(span: Any, fields: dict[str, Any]) -> None:
+def note(span: Any, fields: Callable[[], dict[str, Any]]) -> None:
     """Add the record to a span; nothing when it is not recorded, or over. No I/O."""
     if span is not None and span.is_recording():
-        span.add_event(EVENT, _attributes(fields))
+        span.add_event(EVENT, _attributes(fields()))
 
 
 def _attributes(fields: dict[str, Any]) -> dict[str, Any]:

@@ -9,12 +9,13 @@ from asking import (
     KEY,
     SETTINGS,
     Ask,
+    authorised,
     bearer,
     token,
 )
 
 from stroboscope._http.messages import Request
-from stroboscope.endpoints import Surface
+from stroboscope.endpoints import Surface, otel
 
 
 def test_h44_each_request_leaves_a_record(caplog: pytest.LogCaptureFixture) -> None:
@@ -70,3 +71,40 @@ def test_h44_the_record_is_an_event_of_the_requests_span(ask: Ask) -> None:
     assert [one["stroboscope.status"] for one in found] == [200, 401]
     assert found[0]["stroboscope.endpoint"] == "/labels"
     assert found[0]["stroboscope.token_id"]
+
+
+def test_h44_the_record_is_an_otel_log_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a log provider set: begun and ended as one event each, without a secret."""
+    from opentelemetry.sdk._logs import LoggerProvider
+    from opentelemetry.sdk._logs.export import SimpleLogRecordProcessor
+
+    exported: list[Any] = []
+
+    class Kept:
+        def export(self, batch: Any) -> None:
+            exported.extend(getattr(one, "log_record", one) for one in batch)
+
+        def shutdown(self) -> None:
+            pass
+
+        def force_flush(self, timeout_millis: int = 0) -> bool:
+            return True
+
+    provider = LoggerProvider()
+    provider.add_log_record_processor(SimpleLogRecordProcessor(Kept()))  # type: ignore[arg-type]
+    monkeypatch.setattr(otel, "get_logger", provider.get_logger)
+    surface = Surface(SETTINGS)
+    text = token("metrics")
+    surface.answer(authorised("/debug/labels", text))
+    surface.answer(authorised("/debug/labels", "bad.token"))
+    deadline = time.monotonic() + 5
+    while len(exported) < 3 and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+    assert {one.body for one in exported} == {"stroboscope.audit"}
+    seen = [dict(one.attributes or {}) for one in exported]
+    assert [one["stroboscope.event"] for one in seen] == ["begin", "end", "end"]
+    assert [one.get("stroboscope.status") for one in seen[1:]] == [200, 401]
+    assert seen[1]["stroboscope.endpoint"] == "/labels"
+    assert text not in str(seen)
+    assert "bad.token" not in str(seen)

@@ -171,15 +171,33 @@ def test_h09_tokens_are_revoked_by_id_and_by_moment() -> None:
     assert post({"nonsense": "x"}).status == 400
 
 
-def test_a_refusal_costs_the_loop_little() -> None:
-    """Under 100 us of CPU on the loop, with a bad token, at the median of many."""
+BAD = (b"authorization", b"Bearer bad.token")
+
+
+@pytest.mark.parametrize(
+    ("query", "headers"),
+    [
+        (b"", [BAD]),
+        (b"&".join([b"seconds=%41%42"] * 99), [BAD]),
+        (b"&".join([b"%41" * 26] * 99), [BAD]),
+        (b"a&" * 4000, [BAD]),
+        (b"", [(b"authorization", b"Bearer ." + b"a" * 4000 + b"." + b"b" * 43)]),
+        (b"", [(b"authorization", b"Basic " + b"YWFh" * 2000)]),
+        (b"", [BAD, *[(b"x-%d" % i, b"v" * 20) for i in range(60)]]),
+    ],
+    ids=["plain", "fields", "escapes", "many", "token", "basic", "headers"],
+)
+def test_a_refusal_costs_the_loop_little(
+    query: bytes, headers: list[tuple[bytes, bytes]]
+) -> None:
+    """Under 100 us of CPU on the loop, whatever the stranger sends, at the median."""
     surface = Surface(SETTINGS)
     scope = {
         "type": "http",
         "method": "GET",
         "path": "/debug/pprof/profile",
-        "query_string": b"",
-        "headers": [(b"host", b"localhost"), (b"authorization", b"Bearer bad.token")],
+        "query_string": query,
+        "headers": [(b"host", b"localhost"), *headers],
     }
 
     async def send(message: Any) -> None:
@@ -187,10 +205,11 @@ def test_a_refusal_costs_the_loop_little() -> None:
 
     async def main() -> list[int]:
         took = []
-        for _ in range(300):
+        for _ in range(101):
             began = time.thread_time_ns()
             await surface.asgi(dict(scope), None, send)  # type: ignore[arg-type]
             took.append(time.thread_time_ns() - began)
         return sorted(took)
 
-    assert asyncio.run(main())[150] < 100_000
+    # Whatever else runs here only adds: the best of three medians is ours.
+    assert min(asyncio.run(main())[50] for _ in range(3)) < 100_000
