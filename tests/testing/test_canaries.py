@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from asking import KEY, SETTINGS, asgi_inner, token, wsgi_inner
+from burning import burn_a
 from fastapi import FastAPI
 
 from stroboscope.integrations import asgi, wsgi
@@ -43,6 +44,68 @@ def test_h29_h31_no_secret_comes_out(
 ) -> None:
     """Of argv, environment, locals, names, errors, headers, paths and queries."""
     assert stroboscope_leaks(APPS[name](), token=token("admin")) == []
+
+
+@pytest.mark.parametrize("carrier", ["asgi", "wsgi"])
+@pytest.mark.parametrize(
+    "options",
+    [{"hash_tenants": True}, {"tenants": ("acme",)}],
+    ids=["hashed", "listed"],
+)
+def test_h31_no_tenant_comes_out(
+    carrier: str,
+    options: dict[str, Any],
+    stroboscope_leaks: Callable[..., list[Leak]],
+) -> None:
+    """Though its requests are sampled: hashed, or one of the others."""
+    seen: list[str] = []
+
+    def tenant_of(found: Any) -> str:
+        raw = (
+            dict(found["headers"]).get(b"x-tenant", b"").decode()
+            if carrier == "asgi"
+            else found.get("HTTP_X_TENANT", "")
+        )
+        seen.append(raw)
+        return str(raw)
+
+    async def busy_asgi(scope: Any, receive: Any, send: Any) -> None:
+        burn_a(0.01)
+        await asgi_inner(scope, receive, send)
+
+    def busy_wsgi(environ: Any, start_response: Any) -> list[bytes]:
+        burn_a(0.01)
+        return wsgi_inner(environ, start_response)
+
+    chosen = Settings(keys=(KEY,), service="shop", tenant=tenant_of, **options)
+    app: Any = (
+        asgi.Stroboscope(busy_asgi, chosen)
+        if carrier == "asgi"
+        else wsgi.Stroboscope(busy_wsgi, chosen)
+    )
+
+    assert stroboscope_leaks(app, token=token("admin")) == []
+    assert any(one.startswith("canary") for one in seen), "none was sampled"
+
+
+def test_h31_a_tenant_shown_by_name_is_found() -> None:
+    """The search would see one that comes out."""
+
+    def tenant_of(scope: Any) -> str:
+        return str(dict(scope["headers"]).get(b"x-tenant", b"").decode())
+
+    async def busy(scope: Any, receive: Any, send: Any) -> None:
+        burn_a(0.01)
+        await asgi_inner(scope, receive, send)
+
+    app = asgi.Stroboscope(
+        busy, Settings(keys=(KEY,), service="shop", tenant=tenant_of)
+    )
+    with planted() as secret:
+        found = leaks(app, secret, token=token("admin"))
+
+    assert {leak.place for leak in found} == {"tenant"}
+    assert any("/pprof/profile" in leak.address for leak in found)
 
 
 def test_it_finds_what_leaks(monkeypatch: pytest.MonkeyPatch) -> None:
