@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable
+import re
+from collections.abc import Collection, Iterable
 from datetime import UTC, datetime
 from html import escape
 from typing import Any
@@ -23,7 +24,8 @@ _STYLE = (
     "th,td{text-align:left;padding:.35rem .75rem .35rem 0;"
     "border-bottom:1px solid #e3e6ea;vertical-align:top}"
     "th{font-weight:600;color:#57606a}code,a{font-family:ui-monospace,monospace;"
-    "font-size:.9em}p{margin:.25rem 0 1rem;color:#57606a}"
+    "font-size:.9em;overflow-wrap:anywhere}p{margin:.25rem 0 1rem;color:#57606a}"
+    "@media(max-width:40rem){th,td{padding-right:.4rem;min-width:3rem}}"
     "@media(prefers-color-scheme:dark){body{color:#e6e8eb;background:#15181c}"
     "th,p{color:#9aa4af}th,td{border-color:#2c3238}a{color:#79b8ff}}"
 )
@@ -104,7 +106,7 @@ def pprof_index(call: Call) -> Response:
     mount = call.mount
     rows = [
         (
-            f'<a href="{escape(mount + r.paths[0])}{_hint(r.paths[0])}">'
+            f'<a href="{escape(mount + r.paths[0])}{_hint(r.actions["GET"].parameters)}">'
             f"{escape(r.paths[0].removeprefix('/pprof/'))}</a>",
             escape(r.description),
         )
@@ -121,7 +123,7 @@ def openapi(call: Call) -> Response:
 
     paths = {
         call.mount + route.paths[0]: {
-            method.lower(): _operation(method, action)
+            method.lower(): _operation(route.paths[0], method, action)
             for method, action in route.actions.items()
         }
         for route in ROUTES
@@ -161,7 +163,7 @@ _STATUSES = {
 }
 
 
-def _operation(method: str, action: Any) -> dict[str, Any]:
+def _operation(path: str, method: str, action: Any) -> dict[str, Any]:
     described: dict[str, Any] = {
         "summary": action.description,
         "description": f"Scope: {action.scope}.",
@@ -170,9 +172,14 @@ def _operation(method: str, action: Any) -> dict[str, Any]:
             **{str(code): {"description": text} for code, text in _STATUSES.items()},
         },
     }
+    text = {"schema": {"type": "string"}}
+    described["parameters"] = [
+        {"name": name, "in": "path", "required": True, **text}
+        for name in re.findall(r"{(\w+)}", path)
+    ]
     if method == "GET":
-        described["parameters"] = [
-            {"name": n, "in": "query", "description": t, "schema": {"type": "string"}}
+        described["parameters"] += [
+            {"name": n, "in": "query", "description": t, **text}
             for n, t in action.parameters.items()
         ]
     elif action.parameters:
@@ -228,11 +235,12 @@ def _table(heads: Iterable[str], rows: Iterable[tuple[str, ...]]) -> str:
 
 def _link(path: str, method: str) -> str:
     shown = f"<code>{escape(path)}</code>"
-    return f'<a href="{escape(path)}">{escape(path)}</a>' if method == "GET" else shown
+    is_linked = method == "GET" and "{" not in path
+    return f'<a href="{escape(path)}">{escape(path)}</a>' if is_linked else shown
 
 
-def _hint(path: str) -> str:
-    return "?seconds=30" if path.endswith(("/profile", "/wall")) else "?debug=1"
+def _hint(parameters: Collection[str]) -> str:
+    return "?debug=1" if "debug" in parameters else ""
 
 
 def _until(knob: dict[str, Any]) -> str:
