@@ -33,6 +33,12 @@ HAMMER_SECONDS ?= 600
 hammer: .venvs/main/.stamp
 	.venvs/main/bin/python -W ignore tests/native/hammer.py $(HAMMER_SECONDS)
 
+# The surface, over ASGI and WSGI, with as many made-up requests as one likes.
+FUZZ_EXAMPLES ?= 20000
+.PHONY: fuzz
+fuzz: .venvs/main/.stamp
+	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) .venvs/main/bin/python -m pytest -q --timeout 7200 tests/endpoints/test_fuzz.py -k sent
+
 # The same with the sanitizers compiled in, and a short one under valgrind.
 .PHONY: sanitize valgrind
 sanitize:

@@ -346,8 +346,14 @@ _EXPECTED = (BadHost, CrossSite, Forbidden, Throttled, Unauthenticated)
 
 
 def asgi_path(scope: Scope) -> str:
-    """The decoded path below the root path, for `Surface.handles`."""
+    """The decoded path below the root path, for `Surface.handles`.
+
+    Some servers hand on the absolute form as it came (RFC 9112, section 3.2.2); the
+    host in it says nothing to us, the Host header is checked.
+    """
     path: str = scope["path"]
+    if path.startswith(("http://", "https://")):
+        path = "/" + path.split("/", 3)[3] if path.count("/") > 2 else "/"
     root: str = scope.get("root_path", "")
     return path[len(root) :] if root and path.startswith(root + "/") else path
 

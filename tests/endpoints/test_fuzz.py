@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import os
 from typing import Any
 
 import pytest
@@ -31,8 +32,12 @@ STATUSES = {
 }
 
 
+#: `make fuzz` hunts for longer.
+FUZZ_EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "150"))
+
+
 @settings(
-    max_examples=150,
+    max_examples=FUZZ_EXAMPLES,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
@@ -45,11 +50,17 @@ STATUSES = {
     query=st.one_of(
         st.just("seconds=0.01"),
         st.text(st.characters(max_codepoint=255), max_size=80),
+        st.integers(0, 5000).map(lambda n: "a&" * n),
+        st.integers(0, 20_000).map(lambda n: "seconds=" + "9" * n),
     ),
     headers=st.lists(
         st.tuples(
             st.sampled_from(
-                ["host", "origin", "content-type", "accept", "if-match", "cookie"]
+                [
+                    *("host", "origin", "content-type", "accept", "if-match", "cookie"),
+                    *("authorization", "content-length", "content-encoding", "expect"),
+                    *("sec-fetch-site", "sec-fetch-mode", "transfer-encoding", "range"),
+                ]
             ),
             st.text(st.characters(max_codepoint=255), max_size=40),
         ),
@@ -126,7 +137,8 @@ def _send_wsgi(
     }
     for key, value in headers:
         name = key.upper().replace("-", "_")
-        environ[name if name == "CONTENT_TYPE" else f"HTTP_{name}"] = value
+        bare = name in ("CONTENT_TYPE", "CONTENT_LENGTH")
+        environ[name if bare else f"HTTP_{name}"] = value
     started: list[str] = []
     chunks = FUZZED.wsgi(environ, lambda status, headers, *_: started.append(status))
     return int(started[0].split()[0]), b"".join(chunks)

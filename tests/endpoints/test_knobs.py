@@ -26,11 +26,24 @@ def test_h16_get_changes_nothing(ask: Ask, path: str) -> None:
     """After GET, HEAD and OPTIONS on every route the knobs are what they were."""
     surface = asgi.Stroboscope(asgi_inner, SETTINGS)
     assert surface.surface is not None
-    before = surface.surface.desk.knobs.version
+    desk = surface.surface.desk
+
+    def state() -> list[object]:
+        revocations = desk.gate.revocations
+        return [
+            desk.knobs.describe(),
+            desk.knobs.version,
+            len(revocations),
+            revocations.not_before_s,
+            len(desk.openings),
+            [logging.getLogger(name).level for name in ("", "stroboscope")],
+        ]
+
+    before = state()
     for method in ("GET", "HEAD", "OPTIONS"):
         ask_asgi(f"/debug{path}?seconds=0.05", admin(), method, app=surface)
 
-    assert surface.surface.desk.knobs.version == before
+    assert state() == before
     assert ask("/debug/revoke", admin()).status == 405
 
 

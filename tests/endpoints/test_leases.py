@@ -1,5 +1,7 @@
 """One capture at a time, however the last one ended."""
 
+import asyncio
+import contextlib
 import json
 import os
 import threading
@@ -84,6 +86,45 @@ def test_h20_a_lease_is_freed_however_its_block_ends() -> None:
     with leases.hold("trace", "b", 10):
         stuck.__exit__(None, None, None)  # the late holder frees nobody else's
         assert leases.current() is not None
+
+
+@pytest.mark.parametrize("steps", [*range(10), 20, 40])
+def test_h20_a_task_cancelled_anywhere_leaves_no_lease(steps: int) -> None:
+    """Over ASGI, after so many steps of the loop, or while it collects."""
+    tracing = Tracing()
+    surface = Surface(SETTINGS, tracer=tracing)
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": "/debug/trace",
+        "headers": [
+            (b"host", b"localhost"),
+            (b"authorization", f"Bearer {token('trace')}".encode()),
+        ],
+    }
+
+    async def receive() -> Any:
+        return await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        pass
+
+    async def main() -> None:
+        task = asyncio.ensure_future(surface.asgi(scope, receive, send))
+        for _ in range(steps):
+            await asyncio.sleep(0 if steps < 20 else 0.002)
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+    deadline_s = time.monotonic() + 0.25
+    while surface.desk.leases.current() and time.monotonic() < deadline_s:
+        time.sleep(0.005)
+    assert surface.desk.leases.current() is None
+
+    tracing.leave.set()
+    assert surface.answer(authorised("/debug/trace", token("trace"))).status == 200
 
 
 def test_h33_h20_a_forked_child_keeps_knobs_and_holds_nothing() -> None:

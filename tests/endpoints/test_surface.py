@@ -7,12 +7,24 @@ import logging
 import os
 import subprocess
 import sys
+import time
 from typing import Any
 from urllib.parse import quote
 
 import pytest
-from asking import KEY, SETTINGS, Ask, FakeClock, bearer, token
-from hypothesis import given
+from asking import (
+    KEY,
+    SETTINGS,
+    Ask,
+    FakeClock,
+    asgi_inner,
+    ask_asgi,
+    bearer,
+    request,
+    token,
+    wsgi_inner,
+)
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from itsdangerous import URLSafeSerializer
 
@@ -33,6 +45,19 @@ def test_h03_off_looks_absent(ask: Ask, caplog: pytest.LogCaptureFixture) -> Non
         answer = ask("/debug/pprof/profile", settings=Settings())
 
     assert (answer.status, answer.body) == (404, b"the application's own")
+    for method in ("GET", "POST", "HEAD"):
+        mounted = ask("/debug/pprof/profile", {}, method, settings=Settings())
+        bare = ask(
+            "/debug/pprof/profile",
+            {},
+            method,
+            app=asgi_inner if ask is ask_asgi else wsgi_inner,
+        )
+        assert (mounted.status, mounted.body) == (bare.status, bare.body)
+        assert dict(mounted.headers) == dict(bare.headers)
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        ask("/debug/", settings=Settings())
     assert caplog.text.count("STROBOSCOPE_KEYS is not set") == 1
 
 
@@ -59,6 +84,37 @@ def test_h02_generated_keys_are_strong() -> None:
 def test_h04_every_path_below_the_mount_asks_first(ask: Ask, path: str) -> None:
     """A stranger cannot tell what exists."""
     assert ask(path).status == 401
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.one_of(
+        st.text(max_size=40),
+        st.text("/.%;:?#\\ ~@$&=+,\x00\n", max_size=12),
+        st.sampled_from([path for route in ROUTES for path in route.paths]),
+    ),
+    st.sampled_from(
+        ["/debug", "/debug/", "//debug/", "/DEBUG/", "/debug//", "/x/debug/"]
+    ),
+    st.sampled_from(["GET", "HEAD", "POST", "PUT", "OPTIONS", "TRACE", "BREW"]),
+)
+def test_h04_no_address_tells_a_stranger_what_exists(
+    below: str, mount: str, method: str
+) -> None:
+    """Ours and then 401 with the same bytes, or not ours and the application's."""
+    path = mount + below
+    answer = ANONYMOUS.answer(request(path, method=method))
+
+    if ANONYMOUS.handles(path):
+        assert (answer.status, answer.body) in (
+            (401, b"unauthorized\n"),
+            (429, b"too many failures\n"),
+        )
+    else:
+        assert not path.startswith("/debug/")
+
+
+ANONYMOUS = Surface(SETTINGS)
 
 
 def test_h05_refusals_are_equal_whatever_the_cause(ask: Ask) -> None:
@@ -119,6 +175,25 @@ def test_h07_tokens_expire_to_the_second() -> None:
         clock.now_s += moment
         with pytest.raises(Unauthenticated):
             tokens.verify(text)
+
+
+def test_h07_a_token_says_when_it_ends() -> None:
+    """Without an expiry, with one too far, or of a kind that is none: no token."""
+    tokens = Tokens(SETTINGS)
+    now = int(time.time())
+    good = {"aud": "shop", "iat": now, "exp": now + 60, "jti": "x", "scope": ["admin"]}
+
+    def verify(**changed: object) -> None:
+        tokens.verify(str(tokens._tokens.dumps(good | changed)))
+
+    verify()
+    for changed in (
+        *({"exp": None}, {"iat": None}, {"exp": "9999999999"}, {"exp": 1e300}),
+        *({"exp": now + 367 * 86400}, {"scope": "admin"}, {"aud": ["shop"]}),
+        *({"env": "prod"}, {"host": "elsewhere.test"}, {"iat": now + 120}),
+    ):
+        with pytest.raises(Unauthenticated):
+            verify(**changed)
 
 
 def test_h08_audience_and_salt_bind() -> None:

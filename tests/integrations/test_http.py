@@ -1,0 +1,145 @@
+"""HTTP as it is spoken on the wire: old, odd, and in its second version."""
+
+import re
+import socket
+import ssl
+from pathlib import Path
+
+import httpx
+import pytest
+import scrapers
+import trustme
+from fronts import DJANGO_WSGI, GTHREAD, bearer
+from servers import FASTAPI, FLASK, HYPERCORN, UVICORN, serving
+
+SERVERS = {
+    "uvicorn": (UVICORN, FASTAPI),
+    "hypercorn": (HYPERCORN, FASTAPI),
+    "gunicorn": (GTHREAD, FLASK),
+    "django": (GTHREAD, DJANGO_WSGI),
+}
+PATH = "/debug/metrics"
+
+
+def talk(port: int, text: str) -> list[str]:
+    """The status of every answer, until the server closes or says no more."""
+    got = b""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as one:
+        one.sendall(text.encode("latin-1"))
+        one.settimeout(2)
+        try:
+            while chunk := one.recv(65536):
+                got += chunk
+        except (TimeoutError, ConnectionResetError):
+            pass
+    return re.findall(r"HTTP/1\.[01] (\d{3})", got.decode("latin-1"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SERVERS)
+def test_h48_plain_http_is_served(name: str) -> None:
+    """HTTP/1.0, the absolute form, pipelining; HEAD, OPTIONS and TRACE are 405."""
+    command, app = SERVERS[name]
+    with serving(command, app) as (base, _):
+        port = int(base.rpartition(":")[2])
+        last = f"Host: localhost\r\nAuthorization: {bearer('metrics')['Authorization']}\r\n"
+        close = f"{last}Connection: close\r\n\r\n"
+        statuses = {
+            "old": talk(port, f"GET {PATH} HTTP/1.0\r\n{last}\r\n"),
+            "hostless": talk(port, f"GET {PATH} HTTP/1.0\r\n{last[17:]}\r\n"),
+            "absolute": talk(
+                port, f"GET http://localhost:{port}{PATH} HTTP/1.1\r\n{close}"
+            ),
+            "piped": talk(
+                port,
+                f"GET {PATH} HTTP/1.1\r\n{last}\r\nGET {PATH} HTTP/1.1\r\n{close}",
+            ),
+            **{
+                method: talk(port, f"{method} {PATH} HTTP/1.1\r\n{close}")
+                for method in ("HEAD", "OPTIONS", "TRACE")
+            },
+        }
+
+    assert statuses == {
+        "old": ["200"],
+        "hostless": ["400"],
+        "absolute": ["200"],
+        "piped": ["200", "200"],
+        "HEAD": ["405"],
+        "OPTIONS": ["405"],
+        "TRACE": ["405"],
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SERVERS)
+def test_h15_headers_cannot_be_smuggled(name: str) -> None:
+    """Doubled, folded, joined and underscored: refused by the server or by us."""
+    command, app = SERVERS[name]
+    with serving(command, app) as (base, _):
+        port = int(base.rpartition(":")[2])
+        good = f"Authorization: {bearer('metrics')['Authorization']}\r\n"
+
+        def ask(target: str, *lines: str) -> str:
+            sent = "".join(f"{line}\r\n" for line in lines)
+            first = f"GET {target} HTTP/1.1\r\nConnection: close\r\n"
+            (status,) = talk(port, f"{first}{sent}\r\n") or ["closed"]
+            return status
+
+        host = "Host: localhost"
+        plain = ask(PATH, host, good.strip())
+        refused = [
+            ask(PATH, host, "Host: evil.test", good.strip()),
+            ask(PATH, "Host: localhost, evil.test", good.strip()),
+            ask(PATH, "Host: localhost@evil.test", good.strip()),
+            ask(PATH, host, "Authorization: Bearer bad", good.strip()),
+            ask(PATH, host, good.strip(), "Authorization: Bearer bad"),
+            ask(PATH, host, "X-Authorization: x", good.replace("on:", "on :").strip()),
+            ask(PATH, host, "Sec_Fetch_Site: none", "Sec-Fetch-Site: cross-site", good),
+            ask(PATH, host, "Origin: http://localhost", "Origin: http://evil", good),
+            ask(PATH, host, "X-Forwarded-Host: localhost", "Origin: null", good),
+            ask(PATH, host, "X-Original-URL: /", "X-Rewrite-URL: /search"),
+            ask(PATH, host, "SSL-Client-Verify: SUCCESS", "SSL_CLIENT_S_DN: CN=a"),
+            ask(PATH, host, "Remote_User: ops", "X-Remote-User: ops"),
+        ]
+        # gunicorn lets a proxy on loopback move the application: the surface moves
+        # along, and asks all the same.
+        moved = ask("/x/debug/metrics", host, "Script_Name: /x")
+        elsewhere = [
+            ask(target, host)
+            for target in ("/x/../debug/metrics", "//debug/metrics", "/DEBUG/metrics")
+        ]
+
+    assert plain == "200"
+    assert set(refused) <= {"400", "401", "403", "closed"}
+    assert set(elsewhere) == {"404"}
+    assert moved in ("401", "404")
+
+
+@pytest.mark.slow
+def test_h48_http_2_is_served(tmp_path: Path) -> None:
+    """By hypercorn over TLS: the authority stands for Host, profiles come whole."""
+    authority = trustme.CA()
+    server = authority.issue_cert("localhost", "127.0.0.1", "evil.test")
+    server.private_key_pem.write_to_path(tmp_path / "key")
+    server.cert_chain_pems[0].write_to_path(tmp_path / "cert")
+    command = f"{HYPERCORN} --certfile {tmp_path}/cert --keyfile {tmp_path}/key "
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    with (
+        serving(command, FASTAPI, is_tls=True) as (base, _),
+        httpx.Client(http2=True, verify=context, timeout=20) as client,
+    ):
+        address = base.replace("http:", "https:") + "/debug/"
+        profile = client.get(address + "pprof/profile?seconds=0.2", headers=bearer())
+        refused = client.get(address)
+        foreign = client.get(address, headers=bearer() | {"Host": "evil.test"})
+        put = client.put(
+            address + "settings", headers=bearer(), json={"cpu_hz": 50, "ttl": "1m"}
+        )
+
+    assert profile.http_version == "HTTP/2"
+    scrapers.check(profile.content)
+    assert (refused.status_code, refused.text) == (401, "unauthorized\n")
+    assert foreign.status_code == 400
+    assert put.json()["settings"]["cpu_hz"]["value"] == 50
