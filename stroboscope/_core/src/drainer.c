@@ -36,8 +36,8 @@ rest(void)
     return go_on;
 }
 
-static uint64_t
-thread_cpu_ns(void)
+uint64_t
+sb_thread_cpu_ns(void)
 {
     struct timespec used;
     clock_gettime(CLOCK_THREAD_CPUTIME_ID, &used);
@@ -61,15 +61,14 @@ drain(void *Py_UNUSED(argument))
         if (sb_sampler_tend() < 0) {
             atomic_store(&robbed, 1);
         }
-        atomic_store(&cpu_ns, before + thread_cpu_ns());
+        atomic_store(&cpu_ns, before + sb_thread_cpu_ns());
     }
     PyGILState_Release(gil);
     return NULL;
 }
 
-/* pthread_create with the application's signals left to the application's threads. */
-static int
-create_quietly(pthread_t *made, void *(*body)(void *), void *argument)
+int
+sb_thread_create(pthread_t *made, void *(*body)(void *), void *argument)
 {
     sigset_t all, before;
     sigfillset(&all);
@@ -104,7 +103,7 @@ int
 sb_thread_start(PyObject *callable)
 {
     pthread_t made;
-    if (create_quietly(&made, call, Py_NewRef(callable)) < 0) {
+    if (sb_thread_create(&made, call, Py_NewRef(callable)) < 0) {
         Py_DECREF(callable);
         return -1;
     }
@@ -122,7 +121,7 @@ sb_drainer_start(void)
     pthread_condattr_destroy(&monotonic);
     stopping = 0;
     atomic_store(&robbed, 0);
-    if (create_quietly(&thread, drain, NULL) < 0) {
+    if (sb_thread_create(&thread, drain, NULL) < 0) {
         return -1;
     }
     running = 1;

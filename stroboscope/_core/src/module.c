@@ -13,6 +13,7 @@
 #include "ledger.h"
 #include "sampler.h"
 #include "stacks.h"
+#include "watch.h"
 #include "window.h"
 
 #include <time.h>
@@ -89,6 +90,7 @@ after_fork(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
     sb_sampler_after_fork();
     sb_drainer_after_fork();
     sb_windows_after_fork();
+    sb_watch_after_fork();
     sb_publishing(0);
     sb_heap_after_fork();
     sb_ledgers_after_fork();
@@ -311,7 +313,7 @@ static int
 execute(PyObject *module)
 {
     int failed = sb_cells_init(module) < 0 || sb_ledgers_init(module) < 0 ||
-                 sb_heap_init(module) < 0;
+                 sb_heap_init(module) < 0 || sb_watch_init(module) < 0;
     return failed ? -1 : 0;
 }
 
