@@ -62,3 +62,10 @@ bench:
 	@.venvs/bench/bin/python -m pip install -q --disable-pip-version-check --force-reinstall --no-deps .
 	@.venvs/bench/bin/python -m pip install -q --disable-pip-version-check .
 	@.venvs/bench/bin/python -m bench $(BENCH_SECONDS)
+
+# A stall of 300 ms with 50 requests in flight, over and over, on both loops.
+STALLS ?= 100
+.PHONY: stalls
+stalls: .venvs/main/.stamp
+	.venvs/main/bin/python -W ignore tests/stalls/hundred.py $(STALLS) asyncio
+	.venvs/main/bin/python -W ignore tests/stalls/hundred.py $(STALLS) uvloop

@@ -13,6 +13,7 @@ from stroboscope.labels import (
     without,
 )
 from stroboscope.settings import Settings
+from stroboscope.stalls import watch_loop
 
 __all__ = [
     "Job",
@@ -22,5 +23,6 @@ __all__ = [
     "current",
     "do",
     "propagate_to_threads",
+    "watch_loop",
     "without",
 ]

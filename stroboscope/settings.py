@@ -23,6 +23,8 @@ TRACE_SECONDS_CAP = 10.0
 SCOPES = frozenset({"metrics", "profile", "trace", "admin"})
 LABEL_SETS_CAP = 512
 WINDOWS_CAP = 4
+#: Below it the looks at a loop would cost more than they tell.
+STALL_MS_MIN = 10.0
 
 _PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 #: Before a key it gives a key; see `labels.sets`.
@@ -88,6 +90,12 @@ class Settings:
     heap_rate_bytes: int = 0
     trace_fraction: float = 0.0
     flight_recorder: bool = False
+    #: An event loop that is late by more is a stall, and who blocks it is found out;
+    #: 0 watches neither loops nor requests.
+    stall_threshold_ms: float = 100.0
+    #: A request that keeps a server's thread for longer is slow: gunicorn's sync and
+    #: gthread, and other WSGI. 0 watches loops alone.
+    slow_request_s: float = 10.0
     #: Captures that may share the sampler at once.
     windows: int = WINDOWS_CAP
     #: Distinct label sets alive at once in this process; beyond it `(overflow)`.
@@ -147,6 +155,19 @@ class Settings:
             "hosts",
             self.hosts,
             "lower-case names without port",
+        )
+        late_ms, slow_s = self.stall_threshold_ms, self.slow_request_s
+        _require(
+            late_ms == 0 or STALL_MS_MIN <= late_ms <= 60_000,
+            "stall_threshold_ms",
+            late_ms,
+            "10 to 60000, or 0",
+        )
+        _require(
+            slow_s == 0 or 0.5 <= slow_s <= 3600,
+            "slow_request_s",
+            slow_s,
+            "0.5 to 3600, or 0",
         )
         _require(1 <= self.windows <= 16, "windows", self.windows, "1 to 16")
         _require(
@@ -263,6 +284,8 @@ VARIABLES: dict[str, Callable[[str], object]] = {
     "flight_recorder": _flag,
     "cpu_hz": int,
     "profile_seconds_cap": float,
+    "stall_threshold_ms": float,
+    "slow_request_s": float,
     "windows": int,
     "label_sets": int,
     "tenants": _words,

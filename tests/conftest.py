@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from stroboscope._core import engine
-from stroboscope.profiles import heap
 from stroboscope._http.listener import Listener
 from stroboscope.endpoints import desk
+from stroboscope.profiles import heap
+from stroboscope.stalls import WATCH
 
 pytest_plugins = ["stroboscope.testing"]
 
@@ -30,10 +31,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def workers_meet_nowhere() -> Iterator[None]:
+def workers_meet_nowhere_and_nobody_watches() -> Iterator[None]:
     """Surfaces made here are no workers of each other; tests of that say where."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(desk, "default_base", lambda: "/dev/null/stroboscope")
+        patch.setattr(WATCH, "begin", lambda *settings: None)
         patch.setattr(Listener, "start", lambda self: None)
         yield
 

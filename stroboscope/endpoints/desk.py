@@ -14,6 +14,7 @@ from stroboscope._clock import SYSTEM, Clock
 from stroboscope._core import engine
 from stroboscope._http.messages import Cancellation, Response
 from stroboscope.auth.tokens import Share
+from stroboscope.endpoints import otel
 from stroboscope.endpoints.audit import Audit
 from stroboscope.endpoints.captures import Capture, Captures
 from stroboscope.endpoints.garbage import Garbage
@@ -27,6 +28,7 @@ from stroboscope.formats.profile import Frame
 from stroboscope.profiles import stacks
 from stroboscope.profiles.governor import Governor
 from stroboscope.settings import Settings
+from stroboscope.stalls import WATCH
 from stroboscope.workers.folder import OFF, Folder, default_base
 from stroboscope.workers.members import Members
 
@@ -86,6 +88,7 @@ class Desk:
         self._loops: WeakSet[asyncio.AbstractEventLoop] = WeakSet()
         self._watches = False
         self.knobs.on_change("latency_buckets", self._set_bounds)
+        self.knobs.on_change("stall_threshold_ms", self._watch)
         os.register_at_fork(after_in_child=self._after_fork)
 
     def begin(self) -> None:
@@ -93,8 +96,9 @@ class Desk:
         self.knobs.apply()
 
     def add_loop(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Remember a loop whose tasks stacks are asked for."""
+        """Remember a loop whose tasks stacks are asked for, and watch it for stalls."""
         self._loops.add(loop)
+        WATCH.add_loop(loop)
 
     def loops(self) -> list[asyncio.AbstractEventLoop]:
         """The loops that run in this process, as far as requests came by them."""
@@ -138,6 +142,10 @@ class Desk:
                     self._watches = False
                     return
             engine.sleep(min(left_s + 0.01, 0.5))
+
+    def _watch(self, threshold_ms: float) -> None:
+        WATCH.span_of, WATCH.note = otel.span_of, otel.note_stall
+        WATCH.begin(threshold_ms, self.settings.slow_request_s)
 
     def _set_bounds(self, bounds_s: list[float]) -> None:
         for labeller in self.labellers:

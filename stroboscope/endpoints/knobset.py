@@ -12,7 +12,7 @@ from stroboscope._core import engine
 from stroboscope.endpoints.audit import LOGGER
 from stroboscope.knobs import Knob, Knobs, flag, real, whole
 from stroboscope.profiles import heap
-from stroboscope.settings import CPU_HZ_MAX, Settings
+from stroboscope.settings import CPU_HZ_MAX, STALL_MS_MIN, Settings
 
 _LOGGERS_CAP = 32
 _BOUNDS_CAP = 8
@@ -71,6 +71,13 @@ def knobs_of(settings: Settings, clock: Clock = SYSTEM) -> Knobs:
                 "Whether the last seconds are kept.",
             ),
             Knob(
+                "stall_threshold_ms",
+                s.stall_threshold_ms,
+                _late_ms,
+                _presets(100.0, 50.0),
+                "A loop that is late by more is a stall; 0 watches nothing.",
+            ),
+            Knob(
                 "latency_buckets",
                 list(s.latency_buckets),
                 _bounds,
@@ -85,6 +92,13 @@ def knobs_of(settings: Settings, clock: Clock = SYSTEM) -> Knobs:
     made.on_change("cpu_hz", engine.set_rate)
     made.on_change("heap_rate_bytes", lambda rate: heap.set_rate(rate, s.label_sets))
     return made
+
+
+def _late_ms(value: Any) -> float:
+    ms = real(0, 60_000)(value)
+    if 0 < ms < STALL_MS_MIN:
+        raise ValueError(f"allowed: 0, or {STALL_MS_MIN:g} to 60000")
+    return ms
 
 
 def _bounds(value: Any) -> list[float]:

@@ -1,4 +1,4 @@
-"""The audit record in OpenTelemetry: a log event, and an event of the request's span.
+"""In OpenTelemetry: the audit record, as log and on its span, and stalls on theirs.
 
 The only file of this floor that knows OpenTelemetry. Without a provider it costs one
 call that does nothing.
@@ -7,13 +7,15 @@ call that does nothing.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextvars import Context
 from typing import Any
 
 from opentelemetry import trace
 from opentelemetry._logs import LogRecord, SeverityNumber, get_logger
 
 EVENT = "stroboscope.audit"
+STALL = "stroboscope.stall"
 
 
 def emit(fields: dict[str, Any]) -> None:
@@ -41,7 +43,25 @@ def note(span: Any, fields: Callable[[], dict[str, Any]]) -> None:
         span.add_event(EVENT, _attributes(fields()))
 
 
-def _attributes(fields: dict[str, Any]) -> dict[str, Any]:
+def span_of(context: Context) -> tuple[Any, dict[str, str]]:
+    """The recorded span of a context, or None, and its ids in hexadecimal. No I/O."""
+    span = context.run(trace.get_current_span)
+    found = span.get_span_context()
+    if not found.is_valid:
+        return None, {}
+    ids = {
+        "trace_id": trace.format_trace_id(found.trace_id),
+        "span_id": trace.format_span_id(found.span_id),
+    }
+    return (span if span.is_recording() else None), ids
+
+
+def note_stall(span: Any, fields: Mapping[str, Any]) -> None:
+    """Add a stall to the span of the request that caused it."""
+    span.add_event(STALL, _attributes(fields))
+
+
+def _attributes(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {
         f"stroboscope.{name}": value
         if isinstance(value, (int, float, str))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
-from stroboscope.endpoints import listing, pages, profiles, state, workers
+from stroboscope.endpoints import listing, pages, profiles, stalls, state, workers
 from stroboscope.endpoints.call import Action, Call, Handler, Route
 
 _WORKERS = {
@@ -107,6 +107,7 @@ ROUTES = (
         _get(path, scope, handler, description, joined=_at_once)
         for path, scope, handler, description in (
             ("/stacks", "profile", state.show_stacks, "Every thread and task now."),
+            ("/stalls", "profile", stalls.show_stalls, "What blocked loops, threads."),
             ("/labels", "metrics", state.labels, "Label sets, what caps refused."),
             ("/metrics", "metrics", state.metrics, "Our counters, for Prometheus."),
         )

@@ -14,11 +14,13 @@ from stroboscope._clock import duration_s
 from stroboscope._core import engine
 from stroboscope._http.messages import JSON, Response, refusal
 from stroboscope.auth.tokens import SHARE_TTL_CAP_S
+from stroboscope.endpoints import stalls
 from stroboscope.endpoints.call import Call, as_json
 from stroboscope.errors import KnobConflict, KnobError
 from stroboscope.formats.prometheus import CONTENT_TYPE, Family, one, render
 from stroboscope.knobs import TTL_DEFAULT_S
 from stroboscope.labels import TABLE
+from stroboscope.stalls import WATCH
 
 
 def labels(call: Call) -> Response:
@@ -179,6 +181,7 @@ def metrics(call: Call) -> Response:
             "Audit records that could not be written.",
             desk.audit.dropped,
         ),
+        *stalls.families(),
     ]
     return Response(200, render(families).encode(), CONTENT_TYPE)
 
@@ -228,6 +231,7 @@ def selfcheck(call: Call) -> Response:
             "python": platform.python_version(),
             "process": os.getpid(),
             "keys": len(call.desk.settings.keys),
+            "stall_watch": WATCH.failure or ("on" if WATCH.is_on else "off"),
             "own_cpu_share": round(call.desk.governor.last, 5),
             "worker_model": "this worker answers for itself",
         }

@@ -12,6 +12,7 @@ import logging
 import os
 import secrets
 import time
+import weakref
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
 
@@ -46,6 +47,7 @@ from stroboscope.errors import (
     Unauthenticated,
 )
 from stroboscope.settings import Settings
+from stroboscope.stalls import WATCH
 
 _log = logging.getLogger("stroboscope")
 _CHALLENGE = (
@@ -80,6 +82,7 @@ class Surface:
         os.register_at_fork(after_in_child=self._pool.after_fork)
         self._awake_in = 0
         self._listener = self._own_door()
+        self._last_loop: Callable[[], object] = lambda: None
         self._exact = settings.prefix
         self._below = settings.prefix + "/"
 
@@ -95,16 +98,30 @@ class Surface:
         """Show a middleware's tenants, and let its knobs be switched."""
         self.desk.labellers.append(labeller)
 
-    def wake(self) -> None:
+    def wake(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
         """Take part, in this process: cheap, and called for every request.
+
+        `loop` is the one that serves it; None for a server's thread.
 
         Raises nothing: what fails to begin is logged, and the request goes on.
         """
         if self._awake_in != os.getpid():
             self._awake_in = os.getpid()
             self.desk.begin()
+            if loop is None:
+                WATCH.add_threads()
             if self._listener is not None:
                 self._listener.start()
+        if loop is not None and self._last_loop() is not loop:
+            self._last_loop = weakref.ref(loop)
+            self.desk.add_loop(loop)
+
+    def wake_here(self) -> None:
+        """The same on the event loop that runs here; under trio there is none."""
+        try:
+            self.wake(asyncio.get_running_loop())
+        except RuntimeError:
+            self.wake()
 
     def _own_door(self) -> Listener | None:
         members = self.desk.members
@@ -144,7 +161,6 @@ class Surface:
         request = asgi.read(scope, asgi_path(scope))
         if kept := self.hidden(request.path):
             asgi.hide_path(scope, kept)
-        self.desk.add_loop(asyncio.get_running_loop())
 
         async def read_body() -> bytes:
             return await asgi.read_body(receive)

@@ -47,7 +47,7 @@ class Stroboscope:
             return
         surface = self.surface
         if surface is not None:
-            surface.wake()
+            surface.wake_here()
             if surface.handles_scope(scope):
                 await surface.asgi(scope, receive, send)
                 return

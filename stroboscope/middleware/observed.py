@@ -145,6 +145,9 @@ class Observed:
         self.began_ns = time.monotonic_ns()
         self.before: LabelCell | None = None
 
+    #: Whether it keeps a server's thread while it runs.
+    holds_thread = False
+
     def labels(self) -> LabelSet | None:
         """The cell's source: called by closing windows and at the end."""
         return self.labeller.labels(self)
@@ -174,3 +177,10 @@ class Observed:
             cell.labels = self.labeller.labels(self)
             cell.publish()
         self.cell = self.inside = None
+
+
+class ThreadObserved(Observed):
+    """A request that keeps a server's thread while it runs."""
+
+    __slots__ = ()
+    holds_thread = True

@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from stroboscope._types import Environ, StartResponse, WSGIApp
-from stroboscope.middleware.observed import Labeller, Observed
+from stroboscope.middleware.observed import Labeller, ThreadObserved
 from stroboscope.middleware.routes import keep_rule, werkzeug_template
 from stroboscope.settings import Settings
 
 
-class WSGIRequest(Observed):
+class WSGIRequest(ThreadObserved):
     """One WSGI request; its `observe` stands in for `start_response`."""
 
     __slots__ = ("_start_response",)

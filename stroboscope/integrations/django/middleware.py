@@ -19,7 +19,7 @@ from stroboscope._http import asgi, wsgi
 from stroboscope._http.messages import BODY_CAP, BodyTooLarge, Request, Response
 from stroboscope.enablement import Enablement
 from stroboscope.endpoints import Surface
-from stroboscope.middleware.observed import Labeller, Observed
+from stroboscope.middleware.observed import Labeller, Observed, ThreadObserved
 from stroboscope.middleware.routes import django_template
 from stroboscope.settings import Settings
 
@@ -51,7 +51,7 @@ class StroboscopeMiddleware:
             return self.get_response(request)
         surface = self.surface
         if surface is not None:
-            surface.wake()
+            surface.wake_here() if self._is_async else surface.wake()
         if surface is not None and surface.handles(request.path_info):
             asked = _read(request)
             _hide(surface, request)
@@ -68,8 +68,9 @@ class StroboscopeMiddleware:
         return self._labelled(request)
 
     def _begin(self, request: HttpRequest) -> Observed | None:
+        kind = Observed if self._is_async else ThreadObserved
         try:
-            observed = Observed(self.labeller, request, request.method or "GET")
+            observed = kind(self.labeller, request, request.method or "GET")
             observed.enter()
         except Exception as error:  # ours: the application goes on without labels
             self.labeller.failed(error)
