@@ -67,5 +67,5 @@ bench:
 STALLS ?= 100
 .PHONY: stalls
 stalls: .venvs/main/.stamp
-	.venvs/main/bin/python -W ignore tests/stalls/hundred.py $(STALLS) asyncio
-	.venvs/main/bin/python -W ignore tests/stalls/hundred.py $(STALLS) uvloop
+	PYTHONPATH=tests/helpers .venvs/main/bin/python -W ignore tests/stalls/hundred.py $(STALLS) asyncio
+	PYTHONPATH=tests/helpers .venvs/main/bin/python -W ignore tests/stalls/hundred.py $(STALLS) uvloop

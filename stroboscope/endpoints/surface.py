@@ -99,11 +99,10 @@ class Surface:
         self.desk.labellers.append(labeller)
 
     def wake(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
-        """Take part, in this process: cheap, and called for every request.
+        """Take part, in this process: cheap, called for every request, never raises.
 
-        `loop` is the one that serves it; None for a server's thread.
-
-        Raises nothing: what fails to begin is logged, and the request goes on.
+        `loop` is the one that serves it; None for a server's thread. What fails to
+        begin is logged, and the request goes on.
         """
         if self._awake_in != os.getpid():
             self._awake_in = os.getpid()
@@ -117,11 +116,8 @@ class Surface:
             self.desk.add_loop(loop)
 
     def wake_here(self) -> None:
-        """The same on the event loop that runs here; under trio there is none."""
-        try:
-            self.wake(asyncio.get_running_loop())
-        except RuntimeError:
-            self.wake()
+        """The same on the event loop that runs here; trio's is none to watch."""
+        self.wake(asyncio._get_running_loop())
 
     def _own_door(self) -> Listener | None:
         members = self.desk.members

@@ -6,9 +6,6 @@ else the machine makes late is counted and shown, by its cause.
 
 import sys
 from collections import Counter
-from pathlib import Path
-
-sys.path[:0] = [str(Path(__file__).parents[1] / "helpers"), str(Path(__file__).parent)]
 
 from servers import UVICORN, serving
 from test_stalls_served import APP, stall_once, stalls
