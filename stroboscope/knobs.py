@@ -113,6 +113,32 @@ class Knobs:
             self._tell(checked)
             return self.version
 
+    def overrides(self) -> dict[str, Override]:
+        """What is in force instead of baselines now."""
+        with self._lock:
+            self._expire()
+            return dict(self._overrides)
+
+    def adopt(self, overrides: Mapping[str, Override], version: int) -> None:
+        """Let exactly these overrides hold, as of `version`; those over count as changes.
+
+        What this process does not know, or could not take, stays at its baseline.
+        """
+        with self._lock:
+            before = {name: self.get(name) for name in self._knobs}
+            valid = {}
+            for name, override in overrides.items():
+                try:
+                    value = self._checked(name, override.value)
+                    valid[name] = Override(value, override.ends_s)
+                except KnobError as error:
+                    _log.warning("stroboscope: not adopted: %s", error)
+            self._overrides = {
+                name: one for name, one in valid.items() if not self._is_over(one)
+            }
+            self.version = version + len(valid) - len(self._overrides)
+            self._tell(name for name in before if self.get(name) != before[name])
+
     def preset(self, name: str) -> dict[str, Any]:
         """The values of a preset. Raises: KnobError."""
         values = {
@@ -173,7 +199,7 @@ class Knobs:
             del self._overrides[name]
             _log.warning("stroboscope: setting %s is back at its baseline", name)
         if over:
-            self.version += 1
+            self.version += len(over)  # the same in every process, seen at once or not
             self._tell(over)
         ends = [o.ends_s for o in self._overrides.values() if o.ends_s is not None]
         return max(0.0, min(ends) - self._now_s()) if ends else None

@@ -64,6 +64,8 @@ class Listener:
         self._listening: _socket.socket | None = None
         self._connections: set[_socket.socket] = set()
         self._is_registered = False
+        #: What other surfaces of this process want called in each turn.
+        self.followers: list[Callable[[], object]] = []
         #: Why there is no socket; empty while there is.
         self.failure = "not started"
 
@@ -73,7 +75,9 @@ class Listener:
         if self._process == process:
             return
         self._process = process
-        if _OWNERS.setdefault(self._members.folder.path, self) is not self:
+        owner = _OWNERS.setdefault(self._members.folder.path, self)
+        if owner is not self:
+            owner.followers.append(self._each)
             self.failure = "another surface of this process has it"
             return
         if not self._is_registered:
@@ -103,7 +107,7 @@ class Listener:
             self._listening.close()
         for connection in self._connections:
             connection.close()
-        self._listening, self._connections = None, set()
+        self._listening, self._connections, self.followers = None, set(), []
         self._process = 0
         self.failure = "not started"
         _OWNERS.pop(self._members.folder.path, None)
@@ -113,7 +117,8 @@ class Listener:
         while self._process == process:
             try:
                 self._turn()
-                self._each()
+                for each in (self._each, *self.followers):
+                    each()
             except Exception as error:  # the next turn may go better
                 _log.error("stroboscope: listener", exc_info=error)
                 engine.sleep(TURN_S)

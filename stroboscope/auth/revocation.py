@@ -22,6 +22,17 @@ class Revocations:
     def __len__(self) -> int:
         return len(self._ids)
 
+    def ids(self) -> list[str]:
+        """Every id that is refused."""
+        with self._lock:
+            return sorted(self._ids)
+
+    def adopt(self, ids: Iterable[str], not_before_s: float) -> None:
+        """Refuse these too, and what was issued before; nothing is taken back."""
+        with self._lock:
+            self._ids.update(ids)
+            self.not_before_s = max(self.not_before_s, not_before_s)
+
     def covers(self, token_id: str, issued_s: float) -> bool:
         """Whether this token was revoked."""
         return issued_s < self.not_before_s or token_id in self._ids

@@ -15,6 +15,7 @@ from stroboscope._core import engine
 from stroboscope._http.messages import Cancellation, Response
 from stroboscope.auth.tokens import Share
 from stroboscope.endpoints import otel
+from stroboscope.endpoints.agreement import Agreement
 from stroboscope.endpoints.audit import Audit
 from stroboscope.endpoints.captures import Capture, Captures
 from stroboscope.endpoints.garbage import Garbage
@@ -69,7 +70,10 @@ class Desk:
         self.tracer = tracer
         self.gate = Gate(settings, clock)
         self.knobs = knobs_of(settings, clock)
-        self.leases = Leases(clock)
+        self.members = _members(settings)
+        folder = self.members.folder if self.members is not None else None
+        self.leases = Leases(clock, folder)
+        self.agreement = Agreement(self.knobs, self.gate.revocations, folder)
         self.captures = Captures(clock)
         self.openings = Openings(clock)
         self.garbage = Garbage(clock)
@@ -80,7 +84,6 @@ class Desk:
         self.answered: Counter[tuple[str, int]] = Counter()
         self.labellers: list[Shown] = []
         self.symbols: OrderedDict[int, str] = OrderedDict()
-        self.members = _members(settings)
         self.door: Callable[[], str] = lambda: OFF
         self.lock = threading.Lock()
         self.shareable: Callable[[str], Action | None]
@@ -93,6 +96,7 @@ class Desk:
 
     def begin(self) -> None:
         """Start what runs in a process that takes part, once in each. Never raises."""
+        self.agreement.adopt()
         self.knobs.apply()
 
     def add_loop(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -124,7 +128,11 @@ class Desk:
         self.openings.spend(share.token_id, share.expires_s)
 
     def watch_knobs(self) -> None:
-        """See to it that overrides end when their time is over, asked or not."""
+        """See to it that overrides end when their time is over, asked or not.
+
+        And that those hold here that were made by way of another worker.
+        """
+        self.agreement.adopt()
         with self.lock:
             if self._watches or self.knobs.expire() is None:
                 return
@@ -156,6 +164,7 @@ class Desk:
         self.lock = threading.Lock()
         self.audit.after_fork()
         self.knobs.after_fork()
+        self.agreement.after_fork()
         self.gate.after_fork()
         self.garbage.after_fork()
         self.captures.after_fork()

@@ -1,11 +1,13 @@
 """One capture at a time: a lease with an owner and a deadline, not a counter.
 
 A lease is freed by whoever holds it, in any way its block may end; one whose holder is
-stuck or gone ends by itself a little after its deadline. A forked child holds none.
+stuck or gone ends by itself a little after its deadline. A forked child holds none. Where
+workers meet, it is one for all of them.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import threading
@@ -14,7 +16,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from stroboscope._clock import SYSTEM, Clock
+from stroboscope.errors import FolderError
+from stroboscope.workers.folder import Folder
+from stroboscope.workers.lease import Held, HostLease
 
+_log = logging.getLogger("stroboscope")
 #: Past its deadline a holder has this long to finish encoding.
 GRACE_S = 5.0
 
@@ -39,37 +45,70 @@ class LeaseTaken(Exception):
 
 
 class Leases:
-    """The exclusive captures of one process. Never blocks."""
+    """The exclusive captures of one process, and of its host where it has a folder."""
 
-    def __init__(self, clock: Clock = SYSTEM) -> None:
+    def __init__(self, clock: Clock = SYSTEM, folder: Folder | None = None) -> None:
         self._clock = clock
         self._lock = threading.Lock()
         self._held: Lease | None = None
+        self._host = None if folder is None else HostLease(folder, GRACE_S)
         os.register_at_fork(after_in_child=self._after_fork)
 
     @contextmanager
-    def hold(self, kind: str, owner: str, seconds: float) -> Iterator[Lease]:
-        """Hold the one lease while the block runs. Raises: LeaseTaken."""
+    def hold(
+        self, kind: str, owner: str, seconds: float, *, is_peer: bool = False
+    ) -> Iterator[Lease]:
+        """Hold the one lease while the block runs. Raises: LeaseTaken.
+
+        `is_peer` for a part of what another worker of the host holds it for.
+        """
         now_s = self._now_s()
         lease = Lease(kind, owner, now_s + seconds, os.getpid())
         with self._lock:
             held = self._current()
             if held is not None:
-                left = max(1, math.ceil(held.ends_s - now_s))
-                raise LeaseTaken(held.kind, left)
+                raise self._taken(held.kind, held.ends_s)
             self._held = lease
+        on_host = None
         try:
+            on_host = None if is_peer else self._take_on_host(lease)
             yield lease
         finally:
+            if self._host is not None and on_host is not None:
+                self._host.free(on_host)
             with self._lock:
                 if self._held is lease:  # it may have run out and be another's by now
                     self._held = None
 
     def current(self) -> tuple[str, float] | None:
-        """What is held and for how many more seconds, or None."""
-        with self._lock:
-            held = self._current()
+        """What is held here or on the host, and for how many more seconds, or None."""
+        held: Lease | Held | None = self.own()
+        if held is None and self._host is not None:
+            try:
+                held = self._host.current()
+            except FolderError:
+                held = None
         return None if held is None else (held.kind, held.ends_s - self._now_s())
+
+    def own(self) -> Lease | None:
+        """What this process holds."""
+        with self._lock:
+            return self._current()
+
+    def _take_on_host(self, lease: Lease) -> int | None:
+        if self._host is None:
+            return None
+        try:
+            found = self._host.take(lease.kind, lease.ends_s, self._now_s())
+        except FolderError as error:  # then it holds in this process
+            _log.warning("stroboscope: a lease holds in this worker only: %s", error)
+            return None
+        if isinstance(found, Held):
+            raise self._taken(found.kind, found.ends_s)
+        return found
+
+    def _taken(self, kind: str, ends_s: float) -> LeaseTaken:
+        return LeaseTaken(kind, max(1, math.ceil(ends_s - self._now_s())))
 
     def _current(self) -> Lease | None:
         if self._held is not None and self._held.ends_s + GRACE_S <= self._now_s():
@@ -79,6 +118,8 @@ class Leases:
     def _after_fork(self) -> None:
         self._lock = threading.Lock()
         self._held = None
+        if self._host is not None:
+            self._host.after_fork()
 
     def _now_s(self) -> float:
         return self._clock.monotonic_ns() / 1e9

@@ -50,7 +50,9 @@ def profile(call: Call) -> Response:
     if first(request.query, "forensic") != "1":
         return _cpu(call, seconds, clamped, call.desk.knobs.get("cpu_hz"))
     try:
-        with call.desk.leases.hold("forensic profile", call.grant.token_id, seconds):
+        with call.desk.leases.hold(
+            "forensic profile", call.grant.token_id, seconds, is_peer=call.is_peer
+        ):
             before = engine.hz
             try:
                 return _cpu(call, seconds, clamped, FORENSIC_HZ, raises_rate=True)
@@ -152,7 +154,9 @@ def trace(call: Call) -> Response:
     wanted = wanted if 0 < wanted < 1e9 else 1.0
     seconds = min(wanted, desk.settings.trace_seconds_cap, _killed_after_s(call))
     try:
-        with desk.leases.hold("trace", call.grant.token_id, seconds):
+        with desk.leases.hold(
+            "trace", call.grant.token_id, seconds, is_peer=call.is_peer
+        ):
             body = desk.tracer(seconds, request.cancellation)
     except LeaseTaken as taken:
         return _taken(call, taken)

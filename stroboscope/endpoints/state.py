@@ -107,7 +107,7 @@ def metrics(call: Call) -> Response:
         ({"endpoint": endpoint, "status": str(status)}, float(count))
         for (endpoint, status), count in sorted(desk.answered.items())
     )
-    held = desk.leases.current()
+    held = desk.leases.own()
     prefix = "stroboscope_"
     families = [
         Family(
@@ -208,13 +208,13 @@ def change_settings(call: Call) -> Response:
         )
         preset = wanted.pop("preset", None)
         values = {} if preset is None else knobs.preset(str(preset))
-        knobs.change({**values, **wanted}, ttl_s, _version(call))
+        held = call.desk.agreement.change({**values, **wanted}, ttl_s, _version(call))
     except KnobConflict as error:
         return refusal(call.request, 409, str(error))
     except (ValueError, RecursionError) as error:  # KnobError is one
         return refusal(call.request, 400, _one_line(error))
     call.desk.watch_knobs()
-    return _described(call)
+    return _described(call, holds_for=held)
 
 
 def selfcheck(call: Call) -> Response:
@@ -241,21 +241,26 @@ def selfcheck(call: Call) -> Response:
 def revoke(call: Call) -> Response:
     """Refuse a token or link by its `id`, or all that were issued until now.
 
-    In this process; the setting `revoked` holds for all and for ever.
+    For all workers of the host, as long as the run directory is there; the setting
+    `revoked` holds for ever.
     """
-    revocations = call.desk.gate.revocations
+    revocations, agreement = call.desk.gate.revocations, call.desk.agreement
     try:
         wanted = json.loads(call.request.body)
         if wanted == {"before": "now"}:
-            revocations.revoke_before(call.desk.clock.time_s())
+            held = agreement.revoke_before(call.desk.clock.time_s())
         elif isinstance(wanted, dict) and isinstance(wanted.get("id"), str):
-            revocations.revoke(wanted["id"][:64])
+            held = agreement.revoke(wanted["id"][:64])
         else:
             raise KnobError('allowed: {"id": "..."} or {"before": "now"}')
     except (ValueError, RecursionError) as error:
         return refusal(call.request, 400, _one_line(error))
     return as_json(
-        {"revoked": len(revocations), "not_before": revocations.not_before_s}
+        {
+            "revoked": len(revocations),
+            "not_before": revocations.not_before_s,
+            "holds_for": held,
+        }
     )
 
 
@@ -299,9 +304,10 @@ def share(call: Call) -> Response:
     )
 
 
-def _described(call: Call) -> Response:
+def _described(call: Call, **more: str) -> Response:
     knobs = call.desk.knobs
-    body: dict[str, Any] = {"settings": knobs.describe(), "version": knobs.version}
+    described = knobs.describe()
+    body: dict[str, Any] = {"settings": described, "version": knobs.version, **more}
     return as_json(body, ETag=f'"{knobs.version}"')
 
 

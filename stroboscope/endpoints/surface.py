@@ -135,7 +135,7 @@ class Surface:
                 return refusal(request, 404, "Unknown")
             return self.answer(request, connection, read_body, pool, engine.sleep)
 
-        listener = Listener(members, answer)
+        listener = Listener(members, answer, self.desk.watch_knobs)
         self.desk.door = lambda: listener.failure
         return listener
 
