@@ -11,7 +11,8 @@ StroboscopeError
 │   └── WindowsExhausted     every shared sampling window is taken
 ├── FolderError              the workers of a service cannot meet, and why
 ├── ProfileError             data that cannot become a profile
-│   └── ProfileFormatError   bytes that are not a profile
+│   ├── ProfileFormatError   bytes that are not a profile
+│   └── PatternError         a filter or regular expression that is refused
 └── AccessError
     ├── Unauthenticated      no valid token
     ├── Forbidden            a valid token without the scope
@@ -74,6 +75,10 @@ class ProfileError(StroboscopeError, ValueError):
 
 class ProfileFormatError(ProfileError):
     """Bytes are not a readable pprof profile."""
+
+
+class PatternError(ProfileError):
+    """A filter of a profile is refused; the message says which and why, in one line."""
 
 
 class AccessError(StroboscopeError):

