@@ -76,7 +76,7 @@ def fetch(base, token):
 
 def show(env):
     for arguments in (
-        ["--focus", "endpoint=/checkout/{item}", "--focus", "tenant=acme", "-n", "8"],
+        ["--tagfocus", "endpoint=/checkout/{item}", "--tagfocus", "tenant=acme", "-n", "8"],
         ["--by", "endpoint"],
         ["--by", "tenant"],
     ):

@@ -19,6 +19,8 @@ from stroboscope.auth.passwords import hash_password
 from stroboscope.auth.tokens import Tokens
 from stroboscope.cli import report
 from stroboscope.errors import ProfileError, StroboscopeError
+from stroboscope.formats import table
+from stroboscope.formats.filters import OPTIONS, Slicer
 from stroboscope.formats.pprof_reader import decode
 from stroboscope.formats.profile import Profile, subtract
 from stroboscope.settings import Settings
@@ -55,8 +57,8 @@ def _parser() -> argparse.ArgumentParser:
 
     top = commands.add_parser("top", help="print what a profile says")
     top.add_argument("file", type=Path)
-    top.add_argument("--focus", action="append", default=[], metavar="KEY=REGEX")
-    top.add_argument("--ignore", action="append", default=[], metavar="KEY=REGEX")
+    for name, meaning in OPTIONS.items():
+        top.add_argument(f"--{name}", action="append", default=[], help=meaning)
     top.add_argument("--by", metavar="LABEL", help="CPU by the value of a label")
     top.add_argument("--base", type=Path, help="show the difference to this file")
     top.add_argument("--cum", action="store_true", help="sort by cumulative value")
@@ -113,18 +115,18 @@ def _top(options: argparse.Namespace) -> int:
     profile = _read(options.file)
     if options.base is not None:
         profile = subtract(profile, _read(options.base))
-    profile = report.sliced(
-        profile,
-        [report.condition(text) for text in options.focus],
-        [report.condition(text) for text in options.ignore],
-    )
+    wanted = [(name, text) for name in OPTIONS for text in getattr(options, name)]
+    report.check_keys(profile, [*options.tagfocus, *options.tagignore])
+    total = table.magnitude(profile, -1)
+    profile = Slicer(wanted).apply(profile)
     if not profile.samples:
         print("stroboscope: no samples match", file=sys.stderr)
         return 1
     if options.by:
         print(report.by_label(profile, options.by))
     else:
-        print(report.top(profile, options.n, by_cumulative=options.cum))
+        rows = table.functions(profile, total=total, by_cumulative=options.cum)
+        print(table.text(rows, options.n), end="")
     return 0
 
 

@@ -11,9 +11,17 @@ from collections.abc import Callable
 from stroboscope.errors import ProfileFormatError
 from stroboscope.formats import pprof as f
 from stroboscope.formats._wire import fields, numbers, signed
-from stroboscope.formats.profile import Frame, Labels, Profile, Sample, ValueType
+from stroboscope.formats.profile import (
+    Columns,
+    Frame,
+    Labels,
+    Profile,
+    ValueType,
+    drain,
+)
 
 INFLATED_CAP = 256 << 20
+_CHUNK = 1 << 18
 
 
 def _no_breath() -> None:
@@ -27,24 +35,30 @@ def decode(data: bytes, breathe: Callable[[], None] = _no_breath) -> Profile:
     Raises: ProfileFormatError for anything else.
     """
     try:
-        return _Reader(_inflate(data), breathe).profile()
+        return _Reader(_inflate(data, breathe), breathe).profile()
     except (IndexError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, ProfileFormatError):
             raise
         raise ProfileFormatError(f"not a pprof profile: {error}") from error
 
 
-def _inflate(data: bytes) -> bytes:
+def _inflate(data: bytes, breathe: Callable[[], None]) -> bytes:
     if not data.startswith(b"\x1f\x8b"):
         return data
     expand = zlib.decompressobj(31)
+    parts = []
+    size = 0
     try:
-        plain = expand.decompress(data, INFLATED_CAP)
+        while data and size < INFLATED_CAP and not expand.eof:
+            parts.append(expand.decompress(data, _CHUNK))
+            size += len(parts[-1])
+            data = expand.unconsumed_tail
+            breathe()
     except zlib.error as error:
         raise ProfileFormatError(f"bad gzip: {error}") from error
     if not expand.eof:
         raise ProfileFormatError("gzip data is cut off or too large")
-    return plain
+    return b"".join(parts)
 
 
 def _number(value: int | bytes) -> int:
@@ -66,12 +80,14 @@ class _Reader:
         for field, value in fields(data):
             self._all.setdefault(field, []).append(value)
             breathe()
-        self._strings = [
-            _bytes(text).decode("utf-8", "replace") for text in self._get(f.STRINGS)
-        ]
+        self._strings: list[str] = []
+        for text in self._get(f.STRINGS):
+            self._strings.append(_bytes(text).decode("utf-8", "replace"))
+            breathe()
         if not self._strings or self._strings[0] != "":
             raise ProfileFormatError("not a pprof profile: no string table")
         self._functions = dict(map(self._function, self._get(f.FUNCTION)))
+        self._frames: dict[Frame, int] = {}
         self._locations = dict(map(self._location, self._get(f.LOCATION)))
 
     def _get(self, field: int) -> list[int | bytes]:
@@ -93,7 +109,7 @@ class _Reader:
         comments = [n for value in self._get(f.COMMENT) for n in numbers(value)]
         return Profile(
             sample_types=types,
-            samples=[self._sample(_bytes(v), len(types)) for v in self._get(f.SAMPLE)],
+            samples=self._samples(len(types)),
             period_type=self._value_type(_bytes(period[-1]) if period else b""),
             period=signed(self._last(f.PERIOD)),
             time_ns=signed(self._last(f.TIME_NANOS)),
@@ -111,6 +127,7 @@ class _Reader:
         )
 
     def _function(self, value: int | bytes) -> tuple[int, tuple[str, str, int]]:
+        self._breathe()
         parts = {key: _number(v) for key, v in fields(_bytes(value))}
         return parts[f.FUNCTION_ID], (
             self._strings[parts.get(f.FUNCTION_FILE, 0)],
@@ -118,9 +135,10 @@ class _Reader:
             signed(parts.get(f.FUNCTION_START, 0)),
         )
 
-    def _location(self, value: int | bytes) -> tuple[int, list[Frame]]:
+    def _location(self, value: int | bytes) -> tuple[int, tuple[int, ...]]:
+        """Its id, and the numbers of its frames, innermost first."""
         self._breathe()
-        found: list[Frame] = []
+        found: list[int] = []
         number = 0
         for field, part in fields(_bytes(value)):
             if field == f.LOCATION_ID:
@@ -128,12 +146,35 @@ class _Reader:
             elif field == f.LOCATION_LINE:
                 line = {key: _number(v) for key, v in fields(_bytes(part))}
                 file, name, start = self._functions[line[f.LINE_FUNCTION]]
-                found.append(Frame(file, name, start, line.get(f.LINE_LINE, 0)))
-        return number, found
+                frame = Frame(file, name, start, line.get(f.LINE_LINE, 0))
+                found.append(self._frames.setdefault(frame, len(self._frames)))
+        return number, tuple(found)
 
-    def _sample(self, data: bytes, width: int) -> Sample:
-        self._breathe()
-        stack: list[Frame] = []
+    def _samples(self, width: int) -> Columns:
+        made = Columns([*self._frames], [], [], width)
+        stacks: dict[tuple[int, ...], int] = {}
+        label_sets: dict[Labels, int] = {}
+        rows: dict[int, int] = {}
+        for value in self._get(f.SAMPLE):
+            self._breathe()
+            stack, values, labels = self._sample(_bytes(value))
+            if len(values) != width:
+                raise ProfileFormatError(
+                    f"a sample has {len(values)} of {width} values"
+                )
+            made.put(
+                rows,
+                stacks.setdefault(stack, len(stacks)),
+                label_sets.setdefault(labels, len(label_sets)),
+                values,
+            )
+        made.stacks += stacks
+        made.label_sets += label_sets
+        drain(rows, self._breathe)
+        return made
+
+    def _sample(self, data: bytes) -> tuple[tuple[int, ...], list[int], Labels]:
+        stack: list[int] = []
         values: list[int] = []
         labels: list[tuple[str, str]] = []
         for field, value in fields(data):
@@ -144,9 +185,7 @@ class _Reader:
                 values += [signed(n) for n in numbers(value)]
             elif field == f.SAMPLE_LABEL:
                 labels += self._label(_bytes(value))
-        if len(values) != width:
-            raise ProfileFormatError(f"a sample has {len(values)} of {width} values")
-        return Sample(tuple(stack), tuple(values), tuple(labels))
+        return tuple(stack), values, tuple(labels)
 
     def _label(self, data: bytes) -> Labels:
         parts = {key: _number(v) for key, v in fields(data)}

@@ -5,11 +5,23 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, overload
+from typing import Any, NamedTuple, overload
 
 from stroboscope.errors import ProfileError
 
 Labels = tuple[tuple[str, str], ...]
+
+
+def _no_breath() -> None:
+    pass
+
+
+def drain(large: dict[Any, Any] | list[Any], breathe: Callable[[], None]) -> None:
+    """Empty it one by one: freeing so much at once holds the GIL."""
+    take = large.popitem if isinstance(large, dict) else large.pop
+    while large:
+        take()
+        breathe()
 
 
 class Frame(NamedTuple):
@@ -69,6 +81,37 @@ class Columns(Sequence[Sample]):
         except (ValueError, OverflowError) as error:
             raise ProfileError(f"sample {len(self)}: {error}") from None
 
+    def put(
+        self, rows: dict[int, int], stack: int, labels: int, values: Sequence[int]
+    ) -> None:
+        """Add values to the sample of a stack and labels, or append it.
+
+        `rows` is the caller's, empty at first: where each sample stands.
+        """
+        key = stack << 32 | labels  # a number, so that the collector has less to visit
+        at = rows.get(key)
+        if at is None:
+            rows[key] = len(self)
+            self.add(stack, labels, values)
+            return
+        try:
+            for column, value in zip(self.values, values, strict=True):
+                column[at] += value
+        except (ValueError, OverflowError) as error:
+            raise ProfileError(f"sample {at}: {error}") from None
+
+    def release(self, breathe: Callable[[], None]) -> None:
+        """Free what it holds bit by bit; nobody may use it any more."""
+        self.stack_of, self.labels_of = array("I"), array("I")
+        for large in (self.stacks, self.label_sets, self.frames):
+            drain(large, breathe)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether it is a sequence of equal samples."""
+        return isinstance(other, Sequence) and [*self] == [*other]
+
+    __hash__ = None  # type: ignore[assignment]  # samples may be added
+
     def __len__(self) -> int:
         return len(self.stack_of)
 
@@ -103,10 +146,6 @@ class Profile:
         return sum(sample.values[index] for sample in self.samples)
 
 
-def _no_breath() -> None:
-    pass
-
-
 def aggregate(
     samples: Iterable[Sample], breathe: Callable[[], None] = _no_breath
 ) -> list[Sample]:
@@ -123,27 +162,43 @@ def aggregate(
     return [Sample(k[0], tuple(v), k[1]) for k, v in sums.items()]
 
 
-def columns(samples: Sequence[Sample], width: int) -> Columns:
+def columns(
+    samples: Sequence[Sample], width: int, breathe: Callable[[], None] = _no_breath
+) -> Columns:
     """Samples as columns; those of the same stack and labels add up.
 
     Raises: ProfileError for a sample that has not `width` values.
     """
     if isinstance(samples, Columns):
         return samples
+    return _added([(samples, 1)], width, breathe)
+
+
+def _added(
+    parts: Iterable[tuple[Sequence[Sample], int]],
+    width: int,
+    breathe: Callable[[], None],
+) -> Columns:
+    """The sum of sequences of samples, each times a number."""
     frames: dict[Frame, int] = {}
     stacks: dict[tuple[int, ...], int] = {}
     label_sets: dict[Labels, int] = {}
+    rows: dict[int, int] = {}
     made = Columns([], [], [], width)
-    for stack, values, labels in aggregate(samples):
-        places = tuple(frames.setdefault(frame, len(frames)) for frame in stack)
-        made.add(
-            stacks.setdefault(places, len(stacks)),
-            label_sets.setdefault(labels, len(label_sets)),
-            values,
-        )
+    for samples, times in parts:
+        for stack, values, labels in samples:
+            places = tuple(frames.setdefault(frame, len(frames)) for frame in stack)
+            made.put(
+                rows,
+                stacks.setdefault(places, len(stacks)),
+                label_sets.setdefault(labels, len(label_sets)),
+                [times * value for value in values],
+            )
+            breathe()
     made.frames += frames
     made.stacks += stacks
     made.label_sets += label_sets
+    drain(rows, breathe)
     return made
 
 
@@ -156,25 +211,38 @@ def merge(profiles: list[Profile], breathe: Callable[[], None] = _no_breath) -> 
     if not profiles:
         raise ProfileError("nothing to merge")
     first = profiles[0]
-    if any(p.sample_types != first.sample_types for p in profiles):
+    types = first.sample_types
+    if any(p.sample_types != types for p in profiles):
         raise ProfileError("profiles of different sample types cannot be merged")
     return replace(
         first,
-        samples=aggregate((one for p in profiles for one in p.samples), breathe),
+        samples=_added([(p.samples, 1) for p in profiles], len(types), breathe),
         time_ns=min(p.time_ns for p in profiles),
         duration_ns=max(p.duration_ns for p in profiles),
         comments=tuple(dict.fromkeys(c for p in profiles for c in p.comments)),
     )
 
 
-def subtract(profile: Profile, base: Profile) -> Profile:
+def subtract(
+    profile: Profile, base: Profile, breathe: Callable[[], None] = _no_breath
+) -> Profile:
     """What changed since `base`; samples that did not change are dropped.
 
     Raises: ProfileError when the two count different things.
     """
-    negative = [
-        Sample(s.stack, tuple(-v for v in s.values), s.labels) for s in base.samples
-    ]
-    both = merge([profile, replace(base, samples=negative)])
-    changed = [sample for sample in both.samples if any(sample.values)]
-    return replace(both, samples=changed, comments=profile.comments)
+    types = profile.sample_types
+    if base.sample_types != types:
+        raise ProfileError("profiles of different sample types cannot be subtracted")
+    both = _added([(profile.samples, 1), (base.samples, -1)], len(types), breathe)
+    changed = Columns(both.frames, both.stacks, both.label_sets, len(types))
+    for at, stack in enumerate(both.stack_of):
+        values = [column[at] for column in both.values]
+        if any(values):
+            changed.add(stack, both.labels_of[at], values)
+        breathe()
+    return replace(
+        profile,
+        samples=changed,
+        time_ns=min(profile.time_ns, base.time_ns),
+        duration_ns=max(profile.duration_ns, base.duration_ns),
+    )

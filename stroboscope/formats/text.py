@@ -23,7 +23,7 @@ def counts(name: str, profile: Profile) -> str:
     table = columns(profile.samples, len(profile.sample_types))
     totals = tuple(sum(column) for column in table.values)
     # Go prints twice the rate, which old readers of this form expect.
-    out = [_HEADS[name].format(_amount(totals), 2 * profile.period)]
+    out = [_HEADS.get(name, "").format(_amount(totals), 2 * profile.period)]
     order = sorted(range(len(table)), key=lambda at: -table.values[-1][at])
     for at in order:
         stack, values, labels = table[at]

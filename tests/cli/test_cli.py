@@ -26,13 +26,25 @@ def write(path: Path, *amounts: tuple[str, int]) -> str:
 def test_top_focuses_on_a_label(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """--focus keeps matching samples; braces need no escaping."""
+    """As pprof does; braces need no escaping, shares are of the whole."""
     file = write(tmp_path / "p", ("/x/{id}", 3 * 10**9), ("/y", 10**9))
 
-    assert main(["top", "--focus", "endpoint=/x/{id}", file]) == 0
+    assert main(["top", "--tagfocus", "endpoint=/x/{id}", file]) == 0
     out = capsys.readouterr().out
-    assert "Total 3.00s" in out
+    assert "3s (75.00%) of 4s total" in out
     assert "f_/y" not in out
+
+
+def test_top_focuses_on_a_function(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every option of the surface is one of the command, with the same meaning."""
+    file = write(tmp_path / "p", ("/x", 3 * 10**9), ("/y", 10**9))
+
+    assert main(["top", "--focus", "f_/y", "--tagroot", "endpoint", file]) == 0
+    out = capsys.readouterr().out
+    assert "f_/y" in out
+    assert "f_/x" not in out
 
 
 def test_top_by_label_shows_shares(
@@ -42,7 +54,7 @@ def test_top_by_label_shows_shares(
     file = write(tmp_path / "p", ("/x", 3 * 10**9), ("/y", 10**9))
 
     assert main(["top", "--by", "endpoint", file]) == 0
-    assert "75.0%  /x" in capsys.readouterr().out
+    assert "75.00%  /x" in capsys.readouterr().out
 
 
 def test_top_against_a_base_shows_the_difference(
@@ -53,7 +65,7 @@ def test_top_against_a_base_shows_the_difference(
     new = write(tmp_path / "new", ("/x", 3 * 10**9))
 
     assert main(["top", "--base", old, new]) == 0
-    assert "Total 2.00s" in capsys.readouterr().out
+    assert "2s (100.00%) of 2s total" in capsys.readouterr().out
 
 
 def test_wrong_use_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -64,8 +76,9 @@ def test_wrong_use_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
     assert main(["top", str(bad)]) == 2
     assert main(["top", str(tmp_path / "absent")]) == 2
-    assert main(["top", "--focus", "nolabel=x", file]) == 2
-    assert main(["top", "--focus", "endpoint=zzz", file]) == 1
+    assert main(["top", "--tagfocus", "nolabel=x", file]) == 2
+    assert main(["top", "--tagfocus", "endpoint=zzz", file]) == 1
+    assert main(["top", "--focus", "(", file]) == 2
     assert main(["top", write(tmp_path / "empty")]) == 1
     err = capsys.readouterr().err
     assert "labels here: ['endpoint']" in err
