@@ -8,6 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from servers import FASTAPI, UVICORN, serving, token
 
 from stroboscope import Settings
 from stroboscope.cli import main
@@ -103,6 +104,9 @@ def test_every_parameter_is_in_the_reference(path: str) -> None:
         listed = (
             row + (knobs if action.body else "") + (joined if action.joined else "")
         )
+        if action.is_sliced:
+            assert "[slices](#slices)" in row
+            listed += REFERENCE.partition("### Slices")[2].partition("###")[0]
         for name in action.parameters:
             assert re.search(rf"\b{name}\b", listed), name
 
@@ -122,3 +126,38 @@ def test_every_status_and_header_is_in_the_reference() -> None:
     assert len(statuses) > 8
     assert statuses <= listed
     assert {one for one in headers if f"`{one}" not in REFERENCE} == set()
+
+
+@pytest.mark.slow
+def test_the_slicing_how_to_runs(tmp_path: Path) -> None:
+    """Every command of it, in order, against the example served by uvicorn."""
+    text = (ROOT / "docs/slicing.md").read_text()
+    blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    script = "set -euo pipefail\n" + "\n".join(
+        f"echo '--- {number}'\n{block}" for number, block in enumerate(blocks)
+    )
+    with serving(UVICORN, FASTAPI) as (base, _):
+        script = script.replace("http://127.0.0.1:8000", base)
+        done = subprocess.run(
+            ["bash", "-c", script],
+            cwd=tmp_path,
+            env={
+                **os.environ,
+                "TOKEN": token("profile"),
+                "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            },
+            capture_output=True,
+            text=True,
+            timeout=100,
+        )
+
+    answers = re.split(r"--- \d+\n", done.stdout)[1:]
+    assert done.returncode == 0, done.stderr
+    assert len(answers) == len(blocks) == 7
+    assert answers[1].startswith("Type: delay\nShowing 0 of 0 functions")
+    assert answers[2].startswith("Type: cpu\n")
+    assert "$schema" in (tmp_path / "cpu.speedscope.json").read_text()
+    assert "thread (kind);" in answers[4]
+    assert '"root"' in answers[4]
+    assert '"dropped"' in answers[5]
+    assert (tmp_path / "checkout.pb.gz").stat().st_size > 50

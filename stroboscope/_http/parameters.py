@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
-from urllib.parse import parse_qs
+from collections.abc import Container, Iterable
+from urllib.parse import parse_qs, parse_qsl, urlencode
 
 #: What Go runs when `seconds` is absent, not a number, or not positive.
 DEFAULT_SECONDS = 30.0
@@ -31,6 +31,19 @@ def firsts(query: str, names: Iterable[str]) -> dict[str, str]:
 def first(query: str, name: str) -> str | None:
     """The first value of a parameter, or None."""
     return firsts(query, (name,)).get(name)
+
+
+def every(query: str, name: str) -> list[str]:
+    """Every value of a parameter, in order."""
+    if is_too_long(query):
+        return []
+    return parse_qs(query, keep_blank_values=True).get(name, [])
+
+
+def without(query: str, names: Container[str]) -> str:
+    """The query less these parameters."""
+    pairs = parse_qsl(query, keep_blank_values=True)
+    return urlencode([(name, value) for name, value in pairs if name not in names])
 
 
 def asked(query: str, names: Iterable[str]) -> dict[str, str]:

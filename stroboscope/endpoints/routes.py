@@ -5,7 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
-from stroboscope.endpoints import listing, pages, profiles, stalls, state, workers
+from stroboscope.endpoints import (
+    listing,
+    pages,
+    profiles,
+    slicing,
+    stalls,
+    state,
+    workers,
+)
 from stroboscope.endpoints.call import Action, Call, Handler, Route
 
 _WORKERS = {
@@ -32,12 +40,15 @@ def _get(
     parameters: Mapping[str, str] | None = None,
     *,
     joined: Callable[[Call], float] | None = None,
+    is_sliced: bool = False,
     **other: Action,
 ) -> Route:
     """A route with a GET; a path that ends in a slash is served without it, too."""
     paths = (path, path[:-1]) if path.endswith("/") else (path,)
     named = {**(parameters or {}), **(_WORKERS if joined else {})}
-    got = Action(scope, handler, description, named, joined=joined)
+    if is_sliced:
+        named |= slicing.PARAMETERS
+    got = Action(scope, handler, description, named, joined=joined, is_sliced=is_sliced)
     return Route(paths, {"GET": got, **other})
 
 
@@ -51,6 +62,7 @@ ROUTES = (
         "CPU time by stack and label.",
         {**_SECONDS, "forensic": "1: at the full rate, alone"},
         joined=profiles.capture_s,
+        is_sliced=True,
     ),
     *(
         _get(
@@ -60,6 +72,7 @@ ROUTES = (
             f"Go's {name} profile.",
             _DELTA | _GC if name in profiles.OF_MEMORY else _DELTA,
             joined=profiles.delta_s,
+            is_sliced=True,
         )
         for name in profiles.NAMES
     ),
@@ -71,6 +84,7 @@ ROUTES = (
             description,
             _SECONDS,
             joined=profiles.capture_s,
+            is_sliced=True,
         )
         for path, description in (
             ("/pprof/wall", "Time on and off CPU."),
@@ -100,7 +114,8 @@ ROUTES = (
         "/captures/{id}",
         "profile",
         listing.give,
-        "One of them, as it was answered.",
+        "One of them, as it was answered, or a part of it.",
+        is_sliced=True,
         DELETE=Action("profile", listing.drop, "Forget one of your own.", {}),
     ),
     *(

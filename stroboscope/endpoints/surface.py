@@ -33,7 +33,7 @@ from stroboscope._http.parameters import is_too_long
 from stroboscope._http.pool import Pool
 from stroboscope._types import Environ, Receive, Scope, Send, StartResponse
 from stroboscope.auth.tokens import Grant, Share
-from stroboscope.endpoints import joining
+from stroboscope.endpoints import joining, slicing
 from stroboscope.endpoints.audit import Entry
 from stroboscope.endpoints.call import Action, Call
 from stroboscope.endpoints.desk import Desk, Shown, Tracer
@@ -371,9 +371,12 @@ def asgi_path(scope: Scope) -> str:
 
 
 def _handled(call: Call, path: str, action: Action) -> Response:
-    if action.joined is None:
-        return action.handler(call)
-    return joining.answer(call, path, action.handler, action.joined(call))
+    def whole(call: Call) -> Response:
+        if action.joined is None:
+            return action.handler(call)
+        return joining.answer(call, path, action.handler, action.joined(call))
+
+    return slicing.answer(call, whole) if action.is_sliced else whole(call)
 
 
 def _require(action: Action, grant: Grant) -> None:
