@@ -6,6 +6,7 @@
 #include "guard.h"
 #include "owner.h"
 #include "table.h"
+#include "trace.h"
 
 /* ---- the context's map, mirrored --------------------------------------------------
  * Source: Python/hamt.c and Include/internal/pycore_context.h, the same from 3.11 to
@@ -266,6 +267,8 @@ cell_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     self->serial = ++cells.last_serial;
     self->labels = labels == Py_None ? NULL : Py_NewRef(labels);
     self->parent = parent == Py_None ? NULL : (sb_cell *)Py_NewRef(parent);
+    self->task = self->parent ? self->parent->task : NULL;
+    self->slot = -1;
     self->next = cells.live;
     if (cells.live != NULL) {
         cells.live->previous = self;
@@ -289,6 +292,9 @@ static int
 cell_clear(PyObject *object)
 {
     sb_cell *self = (sb_cell *)object;
+    if (self->task != self) {
+        self->task = NULL; /* it lives as long as the parent holds it */
+    }
     Py_CLEAR(self->parent);
     Py_CLEAR(self->labels);
     Py_CLEAR(self->source);
@@ -342,6 +348,7 @@ cell_dealloc(PyObject *object)
     }
     PyObject_GC_UnTrack(object);
     sb_owner_cell_gone(self);
+    sb_task_gone(self);
     if (self->next != NULL) {
         self->next->previous = self->previous;
     }
@@ -401,12 +408,22 @@ static PyMemberDef cell_members[] = {
 static PyGetSetDef cell_getset[] = {
     {"sampled", cell_get_sampled, NULL, "Whether a sample was taken under it.", NULL},
     {"ended", cell_get_ended, NULL, "Whether its labels are final.", NULL},
+    {"recorded", sb_task_recorded, NULL, "Whether its task is recorded now.", NULL},
+    {"trace_id", sb_task_trace_id, NULL, "OpenTelemetry's, in hexadecimal.", NULL},
+    {"span_id", sb_task_span_id, NULL, "OpenTelemetry's, in hexadecimal.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
 static PyMethodDef cell_methods[] = {
     {"publish", cell_publish, METH_NOARGS, "Hand the final labels over if sampled."},
     {"show", cell_show, METH_NOARGS, "Hand over what is known to windows, if sampled."},
+    {"begin_task", (PyCFunction)(void (*)(void))sb_task_begin, METH_FASTCALL,
+     "Become a task, recorded or not."},
+    {"end_task", (PyCFunction)(void (*)(void))sb_task_end, METH_FASTCALL,
+     "The task is over."},
+    {"name_task", sb_task_set_name, METH_O, "Name the task, as soon as it is known."},
+    {"link_task", sb_task_link, METH_O, "Tie the task to a trace id and a span id."},
+    {"label_task", sb_task_label, METH_O, "Note a label of the task, `key=value`."},
     {NULL, NULL, 0, NULL},
 };
 

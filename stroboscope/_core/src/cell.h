@@ -17,6 +17,13 @@ typedef struct sb_cell {
     unsigned char ended; /* its labels are final */
     uint32_t published;  /* the epoch of the last publication */
     uint32_t owner;      /* of what is charged to it; see owner.h */
+    /* As a task; see trace.h. A cell inside a task points to the task's own. */
+    struct sb_cell *task; /* borrowed: itself, a cell above it, or NULL */
+    uint32_t mark;        /* the generation it is recorded in, or SB_MARK_DECLINED */
+    int32_t slot;         /* its row in the box, or -1 */
+    uint32_t name;        /* of the task, as an id; 0 while it is not known */
+    uint8_t asked, over;  /* for its name; ended */
+    uint8_t trace_id[16], span_id[8]; /* OpenTelemetry's; zero: none */
 } sb_cell;
 
 /* Make the type and the ContextVar, learn the HAMT's node types. 0, or -1 with an

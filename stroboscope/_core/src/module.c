@@ -13,6 +13,8 @@
 #include "ledger.h"
 #include "sampler.h"
 #include "stacks.h"
+#include "timeline.h"
+#include "trace.h"
 #include "watch.h"
 #include "window.h"
 
@@ -94,6 +96,7 @@ after_fork(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
     sb_publishing(0);
     sb_heap_after_fork();
     sb_ledgers_after_fork();
+    sb_trace_after_fork();
     Py_RETURN_NONE;
 }
 
@@ -313,7 +316,8 @@ static int
 execute(PyObject *module)
 {
     int failed = sb_cells_init(module) < 0 || sb_ledgers_init(module) < 0 ||
-                 sb_heap_init(module) < 0 || sb_watch_init(module) < 0;
+                 sb_heap_init(module) < 0 || sb_watch_init(module) < 0 ||
+                 sb_trace_init(module) < 0 || sb_timeline_init(module) < 0;
     return failed ? -1 : 0;
 }
 

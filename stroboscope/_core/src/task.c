@@ -1,0 +1,413 @@
+/* Tasks: LabelCells that have a beginning, an end and a name. See trace.h. */
+#include "trace.h"
+
+#include <string.h>
+
+static int16_t free_rows[SB_TASKS_MAX];
+static int free_count;
+/* Of a task without a trace id: the same share of serials, other ones each process. */
+static uint64_t seed;
+
+void
+sb_tasks_forget(void)
+{
+    for (free_count = 0; free_count < SB_TASKS_MAX; free_count++) {
+        free_rows[free_count] = (int16_t)(SB_TASKS_MAX - 1 - free_count);
+    }
+    seed = sb_trace_now_ns();
+}
+
+static sb_task_row *
+row_at(int32_t slot)
+{
+    return (sb_task_row *)((char *)sb_trace.box + sb_trace.box->tasks_at) + slot;
+}
+
+sb_task_row *
+sb_trace_row(uint64_t serial, int32_t slot)
+{
+    if (slot < 0 || sb_trace.box == NULL) {
+        return NULL;
+    }
+    sb_task_row *row = row_at(slot);
+    return row->serial == serial ? row : NULL;
+}
+
+static int
+is_recorded(const sb_cell *cell)
+{
+    return sb_trace.wanted && cell->task == cell && cell->mark == sb_trace.generation &&
+           !cell->over;
+}
+
+/* ---- the decision ----------------------------------------------------------------- */
+
+static uint64_t
+mixed(uint64_t value)
+{
+    value += 0x9E3779B97F4A7C15u;
+    value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9u;
+    value = (value ^ (value >> 27)) * 0x94D049BB133111EBu;
+    return value ^ (value >> 31);
+}
+
+/* By the trace id as OpenTelemetry's TraceIdRatioBased does it, so that all services
+ * with one fraction record the same requests. */
+static int
+is_chosen(const sb_cell *cell, int has_trace)
+{
+    if (sb_trace.threshold == UINT64_MAX) {
+        return 1;
+    }
+    uint64_t number = 0;
+    for (int i = 8; has_trace && i < 16; i++) {
+        number = number << 8 | cell->trace_id[i];
+    }
+    return (has_trace ? number : mixed(cell->serial ^ seed)) < sb_trace.threshold;
+}
+
+/* ---- ids of a trace --------------------------------------------------------------- */
+
+static int
+nibble(char c)
+{
+    if (c >= '0' && c <= '9') {
+        return c - '0';
+    }
+    return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+}
+
+/* Whether so many digits are hexadecimal and not all zero. */
+static int
+read_hex(const char *text, uint8_t *out, int bytes)
+{
+    int any = 0;
+    for (int i = 0; i < bytes; i++) {
+        int high = nibble(text[2 * i]), low = nibble(text[2 * i + 1]);
+        if (high < 0 || low < 0) {
+            return 0;
+        }
+        out[i] = (uint8_t)(high << 4 | low);
+        any |= out[i];
+    }
+    return any != 0;
+}
+
+/* Source: W3C Trace Context, `traceparent`. */
+static int
+read_traceparent(sb_cell *cell, const char *text, Py_ssize_t length)
+{
+    enum { TRACE_AT = 3, SPAN_AT = 36, LENGTH = 55 };
+    uint8_t trace[16], span[8];
+    if (length < LENGTH || text[2] != '-' || text[SPAN_AT - 1] != '-' ||
+        memcmp(text, "ff", 2) == 0 || !read_hex(text + TRACE_AT, trace, 16) ||
+        !read_hex(text + SPAN_AT, span, 8)) {
+        return 0;
+    }
+    memcpy(cell->trace_id, trace, sizeof trace);
+    memcpy(cell->span_id, span, sizeof span);
+    return 1;
+}
+
+/* `traceparent` in an ASGI scope's headers, pairs of bytes. */
+static int
+read_headers(sb_cell *cell, PyObject *headers)
+{
+    static const char NAME[] = "traceparent";
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(headers); i++) {
+        PyObject *pair = PyList_GET_ITEM(headers, i);
+        PyObject *name, *value;
+        if (PyTuple_Check(pair) && PyTuple_GET_SIZE(pair) == 2) {
+            name = PyTuple_GET_ITEM(pair, 0);
+            value = PyTuple_GET_ITEM(pair, 1);
+        }
+        else if (PyList_Check(pair) && PyList_GET_SIZE(pair) == 2) {
+            name = PyList_GET_ITEM(pair, 0);
+            value = PyList_GET_ITEM(pair, 1);
+        }
+        else {
+            continue;
+        }
+        if (PyBytes_Check(name) && PyBytes_Check(value) &&
+            PyBytes_GET_SIZE(name) == sizeof NAME - 1 &&
+            memcmp(PyBytes_AS_STRING(name), NAME, sizeof NAME - 1) == 0) {
+            return read_traceparent(cell, PyBytes_AS_STRING(value),
+                                    PyBytes_GET_SIZE(value));
+        }
+    }
+    return 0;
+}
+
+/* Whether `link` told a trace id: headers, a traceparent, or 24 bytes of both ids. */
+static int
+read_link(sb_cell *cell, PyObject *link)
+{
+    if (PyList_Check(link)) {
+        return read_headers(cell, link);
+    }
+    if (PyUnicode_Check(link) && PyUnicode_IS_COMPACT_ASCII(link)) {
+        return read_traceparent(cell, (const char *)PyUnicode_1BYTE_DATA(link),
+                                PyUnicode_GET_LENGTH(link));
+    }
+    if (PyBytes_Check(link) && PyBytes_GET_SIZE(link) == 24) {
+        memcpy(cell->trace_id, PyBytes_AS_STRING(link), 16);
+        memcpy(cell->span_id, PyBytes_AS_STRING(link) + 16, 8);
+        return 1;
+    }
+    return 0;
+}
+
+static void
+put_ids(sb_cell *cell, uint64_t now_ns)
+{
+    uint64_t words[3];
+    memcpy(words, cell->trace_id, 16);
+    memcpy(words + 2, cell->span_id, 8);
+    sb_trace_put(words[0], SB_TASK_TRACE, cell->serial, (uint32_t)words[1],
+                 (uint32_t)(words[1] >> 32), 0);
+    sb_trace_put(now_ns, SB_TASK_SPAN, cell->serial, (uint32_t)words[2],
+                 (uint32_t)(words[2] >> 32), 0);
+    sb_task_row *row = sb_trace_row(cell->serial, cell->slot);
+    if (row != NULL) {
+        memcpy(row->trace_id, cell->trace_id, sizeof row->trace_id);
+        memcpy(row->span_id, cell->span_id, sizeof row->span_id);
+    }
+}
+
+/* ---- life ------------------------------------------------------------------------- */
+
+static void
+take_row(sb_cell *cell, uint32_t kind, uint64_t now_ns)
+{
+    if (free_count == 0) {
+        atomic_fetch_add(&sb_trace.box->tasks_refused, 1);
+        return;
+    }
+    cell->slot = free_rows[--free_count];
+    sb_task_row *row = row_at(cell->slot);
+    memset(row, 0, sizeof *row);
+    row->begin_ns = now_ns;
+    row->name = cell->name;
+    row->kind = kind;
+    atomic_thread_fence(memory_order_release);
+    row->serial = cell->serial;
+}
+
+static void
+leave_row(sb_cell *cell)
+{
+    sb_task_row *row = sb_trace_row(cell->serial, cell->slot);
+    if (row != NULL) {
+        row->serial = 0;
+        free_rows[free_count++] = (int16_t)cell->slot;
+    }
+    cell->slot = -1;
+}
+
+/* begin_task(kind, name or None, link): whether the task is recorded. */
+PyObject *
+sb_task_begin(PyObject *object, PyObject *const *args, Py_ssize_t count)
+{
+    sb_cell *cell = (sb_cell *)object;
+    if (count != 3 || !PyUnicode_Check(args[0]) || cell->task == cell) {
+        PyErr_SetString(PyExc_TypeError, "begin_task(kind, name, link), once");
+        return NULL;
+    }
+    sb_cell *outer = cell->task;
+    cell->task = cell;
+    cell->mark = SB_MARK_DECLINED;
+    int has_trace = read_link(cell, args[2]);
+    if (!has_trace && outer != NULL) {
+        memcpy(cell->trace_id, outer->trace_id, sizeof cell->trace_id);
+        memcpy(cell->span_id, outer->span_id, sizeof cell->span_id);
+    }
+    int is_whole = outer == NULL || outer->mark == SB_MARK_DECLINED;
+    if (!sb_trace.wanted ||
+        !(is_whole ? outer == NULL && is_chosen(cell, has_trace)
+                   : outer->mark == sb_trace.generation)) {
+        Py_RETURN_FALSE;
+    }
+    uint64_t now_ns = sb_trace_now_ns();
+    uint32_t kind = sb_trace_name(args[0], 1);
+    cell->mark = sb_trace.generation;
+    cell->name = PyUnicode_Check(args[1]) ? sb_trace_name(args[1], 0) : SB_NAME_NONE;
+    take_row(cell, kind, now_ns);
+    sb_trace_put(now_ns, SB_TASK_BEGIN, cell->serial, cell->name, kind,
+                 sb_trace_lane(PyThreadState_Get()));
+    if (has_trace) {
+        put_ids(cell, now_ns);
+    }
+    if (outer != NULL) {
+        sb_trace_put(now_ns, SB_TASK_PARENT, cell->serial, (uint32_t)outer->serial,
+                     (uint32_t)(outer->serial >> 32), 0);
+    }
+    Py_RETURN_TRUE;
+}
+
+static void
+end(sb_cell *cell, uint32_t status)
+{
+    if (is_recorded(cell)) {
+        sb_trace_put(sb_trace_now_ns(), SB_TASK_END, cell->serial, cell->name, status,
+                     sb_trace_lane(PyThreadState_Get()));
+    }
+    if (cell->mark == sb_trace.generation) {
+        leave_row(cell);
+    }
+    cell->over = 1;
+}
+
+/* end_task(name or None, status) */
+PyObject *
+sb_task_end(PyObject *object, PyObject *const *args, Py_ssize_t count)
+{
+    sb_cell *cell = (sb_cell *)object;
+    if (count != 2 || !PyLong_Check(args[1])) {
+        PyErr_SetString(PyExc_TypeError, "end_task(name, status)");
+        return NULL;
+    }
+    unsigned long status = PyLong_AsUnsignedLongMask(args[1]);
+    if (is_recorded(cell) && PyUnicode_Check(args[0])) {
+        cell->name = sb_trace_name(args[0], 1);
+    }
+    if (cell->task == cell && !cell->over) {
+        end(cell, (uint32_t)status);
+    }
+    Py_RETURN_NONE;
+}
+
+/* A cell is freed: a task that nobody ended ends here. Runs no Python code. */
+void
+sb_task_gone(sb_cell *cell)
+{
+    if (cell->task == cell && !cell->over && cell->mark == sb_trace.generation) {
+        end(cell, 0);
+    }
+}
+
+PyObject *
+sb_task_set_name(PyObject *object, PyObject *name)
+{
+    sb_cell *cell = (sb_cell *)object;
+    if (!PyUnicode_Check(name)) {
+        PyErr_SetString(PyExc_TypeError, "a name is a str");
+        return NULL;
+    }
+    if (is_recorded(cell)) {
+        cell->name = sb_trace_name(name, 1);
+        sb_trace_put(sb_trace_now_ns(), SB_TASK_NAME, cell->serial, cell->name, 0, 0);
+        sb_task_row *row = sb_trace_row(cell->serial, cell->slot);
+        if (row != NULL) {
+            row->name = cell->name;
+        }
+    }
+    Py_RETURN_NONE;
+}
+
+/* link_task(24 bytes of both ids) */
+PyObject *
+sb_task_link(PyObject *object, PyObject *link)
+{
+    sb_cell *cell = (sb_cell *)object;
+    if (!read_link(cell, link)) {
+        PyErr_SetString(PyExc_ValueError, "a link is 24 bytes, a traceparent or headers");
+        return NULL;
+    }
+    if (is_recorded(cell)) {
+        put_ids(cell, sb_trace_now_ns());
+    }
+    Py_RETURN_NONE;
+}
+
+PyObject *
+sb_task_label(PyObject *object, PyObject *label)
+{
+    sb_cell *cell = (sb_cell *)object;
+    if (!PyUnicode_Check(label)) {
+        PyErr_SetString(PyExc_TypeError, "a label is a str");
+        return NULL;
+    }
+    if (is_recorded(cell)) {
+        sb_trace_put(sb_trace_now_ns(), SB_TASK_LABEL, cell->serial,
+                     sb_trace_name(label, 1), 0, 0);
+    }
+    Py_RETURN_NONE;
+}
+
+/* ---- the task of the running code ------------------------------------------------- */
+
+/* Ask the middleware for the task's name: a request's route is known by the time its
+ * handler opens a region. Once; it may not know, and it may fail. */
+static void
+ask_name(sb_cell *task)
+{
+    task->asked = 1;
+    PyObject *source = task->source;
+    if (source == NULL || !PyMethod_Check(source)) {
+        return;
+    }
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    Py_INCREF(task);
+    PyObject *name =
+        PyObject_CallMethod(PyMethod_GET_SELF(source), "task_name", NULL);
+    if (name != NULL && PyUnicode_Check(name)) {
+        Py_XDECREF(sb_task_set_name((PyObject *)task, name));
+    }
+    Py_XDECREF(name);
+    Py_DECREF(task);
+    PyErr_Restore(type, value, traceback);
+}
+
+sb_cell *
+sb_trace_task(PyThreadState *tstate, int *is_declined)
+{
+    sb_cell *cell = sb_cell_of_context(tstate->context);
+    sb_cell *task = cell ? cell->task : NULL;
+    *is_declined = 0;
+    if (task == NULL) {
+        return NULL;
+    }
+    if (task->mark != sb_trace.generation) {
+        *is_declined = 1;
+        return NULL;
+    }
+    if (task->name == SB_NAME_NONE && !task->asked) {
+        ask_name(task);
+        *is_declined = !sb_trace.wanted;
+    }
+    return task;
+}
+
+/* ---- attributes ------------------------------------------------------------------- */
+
+static PyObject *
+hex_or_none(const uint8_t *id, int bytes)
+{
+    char text[33];
+    int any = 0;
+    for (int i = 0; i < bytes; i++) {
+        PyOS_snprintf(text + 2 * i, 3, "%02x", id[i]);
+        any |= id[i];
+    }
+    return any ? PyUnicode_FromString(text) : Py_NewRef(Py_None);
+}
+
+PyObject *
+sb_task_trace_id(PyObject *cell, void *Py_UNUSED(closure))
+{
+    return hex_or_none(((sb_cell *)cell)->trace_id, 16);
+}
+
+PyObject *
+sb_task_span_id(PyObject *cell, void *Py_UNUSED(closure))
+{
+    return hex_or_none(((sb_cell *)cell)->span_id, 8);
+}
+
+PyObject *
+sb_task_recorded(PyObject *cell, void *Py_UNUSED(closure))
+{
+    sb_cell *task = ((sb_cell *)cell)->task;
+    return PyBool_FromLong(task != NULL && is_recorded(task));
+}

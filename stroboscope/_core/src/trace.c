@@ -1,0 +1,364 @@
+#define _GNU_SOURCE
+#include "trace.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "trace_copy.h"
+
+sb_trace_state sb_trace = {.threshold = UINT64_MAX};
+
+static PyObject *names; /* {str: id} of this box; bounded by SB_NAMES_MAX */
+static uint32_t names_count;
+static uint64_t names_refused;
+
+/* ---- names ------------------------------------------------------------------------ */
+
+/* Add a name that is not there. Its id; SB_NAME_OVERFLOW when it cannot be. */
+static uint32_t
+add_name(PyObject *name, int is_ours)
+{
+    uint32_t limit = is_ours ? SB_NAMES_MAX : SB_NAMES_MAX / 4 * 3;
+    PyObject *bytes = PyUnicode_AsEncodedString(name, "utf-8", "replace");
+    PyObject *id = bytes ? PyLong_FromUnsignedLong(names_count) : NULL;
+    uint32_t made = SB_NAME_OVERFLOW;
+    if (id != NULL && names_count < limit) {
+        const char *text = PyBytes_AS_STRING(bytes);
+        size_t length = sb_utf8_cut(text, (size_t)PyBytes_GET_SIZE(bytes),
+                                    SB_NAME_BYTES_MAX);
+        if (PyDict_SetItem(names, name, id) == 0) {
+            if (sb_box_add_name(sb_trace.box, text, length, is_ours) == 0) {
+                made = names_count++;
+            }
+            else {
+                PyDict_DelItem(names, name);
+            }
+        }
+    }
+    Py_XDECREF(id);
+    Py_XDECREF(bytes);
+    PyErr_Clear();
+    if (made == SB_NAME_OVERFLOW) {
+        atomic_store(&sb_trace.box->names_refused, ++names_refused);
+    }
+    return made;
+}
+
+uint32_t
+sb_trace_name(PyObject *name, int is_ours)
+{
+    if (!PyUnicode_CheckExact(name) || PyUnicode_GET_LENGTH(name) > SB_NAME_BYTES_MAX) {
+        PyObject *cut = PyUnicode_Substring(name, 0, SB_NAME_BYTES_MAX);
+        PyObject *exact = cut ? PyUnicode_FromObject(cut) : NULL;
+        uint32_t id = SB_NAME_OVERFLOW;
+        if (exact == NULL) {
+            PyErr_Clear();
+        }
+        else if (PyUnicode_CheckExact(exact) &&
+                 PyUnicode_GET_LENGTH(exact) <= SB_NAME_BYTES_MAX) {
+            id = sb_trace_name(exact, is_ours);
+        }
+        Py_XDECREF(cut);
+        Py_XDECREF(exact);
+        return id;
+    }
+    PyObject *id = PyDict_GetItemWithError(names, name);
+    if (id != NULL) {
+        return (uint32_t)PyLong_AsUnsignedLong(id);
+    }
+    PyErr_Clear();
+    return add_name(name, is_ours);
+}
+
+uint32_t
+sb_trace_name_of(const char *name)
+{
+    PyObject *text = PyUnicode_DecodeUTF8(name, (Py_ssize_t)strlen(name), "replace");
+    uint32_t id = text ? sb_trace_name(text, 1) : SB_NAME_OVERFLOW;
+    Py_XDECREF(text);
+    PyErr_Clear();
+    return id;
+}
+
+/* ---- threads ---------------------------------------------------------------------- */
+
+static _Thread_local struct {
+    uint32_t generation, index;
+} thread_here;
+
+/* Which rows are of living threads; of the process, so that a thread may end whatever
+ * became of the box. Row 0 is all that found no room. */
+static atomic_uchar thread_lives[SB_THREADS_MAX_BOX];
+static uint32_t thread_cursor;
+static pthread_key_t thread_key;
+
+static void
+thread_ends(void *value)
+{
+    uint32_t index = (uint32_t)(uintptr_t)value;
+    if (thread_here.generation == sb_trace.generation) {
+        atomic_store(&thread_lives[index], 0);
+    }
+}
+
+/* The thread's name by threading's own table, or 0. Runs no Python code. */
+static uint32_t
+thread_name(void)
+{
+    PyObject *module_name = PyUnicode_InternFromString("threading");
+    PyObject *module = module_name ? PyImport_GetModule(module_name) : NULL;
+    PyObject *active = module ? PyObject_GetAttrString(module, "_active") : NULL;
+    PyObject *ident = PyLong_FromUnsignedLong(PyThread_get_thread_ident());
+    PyObject *thread = NULL, *name = NULL;
+    if (active != NULL && PyDict_CheckExact(active) && ident != NULL) {
+        thread = Py_XNewRef(PyDict_GetItemWithError(active, ident));
+    }
+    PyObject *key = PyUnicode_InternFromString("_name");
+    if (thread != NULL && key != NULL) {
+        name = PyObject_GenericGetAttr(thread, key);
+    }
+    uint32_t id = name && PyUnicode_Check(name) ? sb_trace_name(name, 1) : SB_NAME_NONE;
+    Py_XDECREF(key);
+    Py_XDECREF(name);
+    Py_XDECREF(thread);
+    Py_XDECREF(ident);
+    Py_XDECREF(active);
+    Py_XDECREF(module);
+    Py_XDECREF(module_name);
+    PyErr_Clear();
+    return id;
+}
+
+static uint32_t
+register_thread(void)
+{
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback); /* may be called in an `__exit__` */
+    uint32_t index = 0;
+    for (uint32_t tried = 0; tried < SB_THREADS_MAX_BOX; tried++) {
+        thread_cursor = thread_cursor % (SB_THREADS_MAX_BOX - 1) + 1;
+        if (!atomic_load(&thread_lives[thread_cursor])) {
+            index = thread_cursor;
+            break;
+        }
+    }
+    if (index == 0) {
+        atomic_fetch_add(&sb_trace.box->threads_refused, 1);
+    }
+    else {
+        atomic_store(&thread_lives[index], 1);
+        sb_thread_row *row =
+            (sb_thread_row *)((char *)sb_trace.box + sb_trace.box->threads_at) + index;
+        *row = (sb_thread_row){(uint64_t)gettid(), thread_name(), 1};
+        pthread_setspecific(thread_key, (void *)(uintptr_t)index);
+    }
+    thread_here.index = index;
+    thread_here.generation = sb_trace.generation;
+    PyErr_Restore(type, value, traceback);
+    return index;
+}
+
+uint32_t
+sb_trace_thread(void)
+{
+    return thread_here.generation == sb_trace.generation ? thread_here.index
+                                                         : register_thread();
+}
+
+/* ---- the box ---------------------------------------------------------------------- */
+
+/* Memory for a box: of the file at `path`, made anew, or anonymous. NULL with an
+ * exception. The file is private to its owner and no link is followed. */
+static sb_box *
+map_box(const char *path, size_t bytes)
+{
+    int file = -1;
+    if (path != NULL) {
+        file = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
+        /* Blocks for all of it now: a full disk must not become a SIGBUS later. */
+        int failed = file < 0 ? errno : posix_fallocate(file, 0, (off_t)bytes);
+        if (failed) {
+            errno = failed;
+            PyErr_SetFromErrnoWithFilename(PyExc_OSError, path);
+            if (file >= 0) {
+                close(file);
+                unlink(path);
+            }
+            return NULL;
+        }
+    }
+    void *block = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
+                       file < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED, file, 0);
+    if (block == MAP_FAILED) {
+        PyErr_SetFromErrno(PyExc_OSError);
+        block = NULL;
+    }
+    if (file >= 0) {
+        close(file);
+    }
+    return block;
+}
+
+static void
+forget_box(void)
+{
+    sb_trace.wanted = 0;
+    sb_trace.generation++;
+    names_count = SB_NAME_FIRST;
+    names_refused = 0;
+    thread_cursor = 0;
+    memset((void *)thread_lives, 0, sizeof thread_lives);
+    PyDict_Clear(names);
+    sb_tasks_forget();
+    if (sb_trace.box != NULL) {
+        munmap(sb_trace.box, sb_trace.box->bytes);
+        sb_trace.box = NULL;
+    }
+}
+
+static PyObject *
+trace_open(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    const char *path, *service;
+    Py_ssize_t events;
+    if (!PyArg_ParseTuple(args, "zns", &path, &events, &service)) {
+        return NULL;
+    }
+    if (events < SB_RING_EVENTS_MIN || (size_t)events > SB_RING_EVENTS_MAX ||
+        (events & (events - 1)) || sb_trace.box != NULL) {
+        PyErr_SetString(PyExc_ValueError, "no power of two in bounds, or open already");
+        return NULL;
+    }
+    sb_box *box = map_box(path, sb_box_bytes((size_t)events));
+    if (box == NULL) {
+        return NULL;
+    }
+    sb_box_format(box, (size_t)events, service);
+    sb_box_add_name(box, "", 0, 1);
+    sb_box_add_name(box, "(overflow)", 10, 1);
+    sb_trace.box = box;
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+trace_close(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+    if (sb_trace.readers) {
+        PyErr_SetString(PyExc_RuntimeError, "the recorder is being read");
+        return NULL;
+    }
+    forget_box();
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+trace_want(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    unsigned int who;
+    int is_wanted;
+    if (!PyArg_ParseTuple(args, "Ip", &who, &is_wanted)) {
+        return NULL;
+    }
+    if (is_wanted && sb_trace.box == NULL) {
+        PyErr_SetString(PyExc_RuntimeError, "the recorder is not open");
+        return NULL;
+    }
+    sb_trace.wanted = is_wanted ? sb_trace.wanted | who : sb_trace.wanted & ~who;
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+trace_fraction(PyObject *Py_UNUSED(module), PyObject *argument)
+{
+    double fraction = PyFloat_AsDouble(argument);
+    if (PyErr_Occurred()) {
+        return NULL;
+    }
+    if (!(fraction >= 0 && fraction <= 1)) {
+        PyErr_SetString(PyExc_ValueError, "a fraction is from 0 to 1");
+        return NULL;
+    }
+    sb_trace.threshold =
+        fraction >= 1 ? UINT64_MAX : (uint64_t)(fraction * 18446744073709551616.0);
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+trace_wanted(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+    return PyLong_FromUnsignedLong(sb_trace.wanted);
+}
+
+static PyObject *
+trace_info(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+    sb_box *box = sb_trace.box;
+    if (box == NULL) {
+        return Py_BuildValue("{s:i}", "wanted", 0);
+    }
+    return Py_BuildValue(
+        "{s:I,s:K,s:K,s:K,s:K,s:K,s:K,s:K}", "wanted", sb_trace.wanted, "events",
+        (unsigned long long)box->events_head, "events_room",
+        (unsigned long long)box->events_count, "bytes", (unsigned long long)box->bytes,
+        "names", (unsigned long long)names_count, "names_refused",
+        (unsigned long long)names_refused, "tasks_refused",
+        (unsigned long long)box->tasks_refused, "threads_refused",
+        (unsigned long long)box->threads_refused);
+}
+
+/* A fork that no hook of Python's saw, too: the block may be shared with the parent. */
+static void
+child_of_fork(void)
+{
+    sb_trace.wanted = 0;
+    sb_trace.generation++;
+}
+
+void
+sb_trace_after_fork(void)
+{
+    pthread_setspecific(thread_key, NULL);
+    sb_trace.readers = 0;
+    sb_copy_after_fork();
+    forget_box();
+}
+
+static PyObject *
+after_fork(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+    sb_trace_after_fork();
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef methods[] = {
+    {"trace_open", trace_open, METH_VARARGS, "Make the recorder's block."},
+    {"trace_close", trace_close, METH_NOARGS, "Give the block up."},
+    {"trace_want", trace_want, METH_VARARGS, "Begin or end a wish for events."},
+    {"trace_wanted", trace_wanted, METH_NOARGS, "Who wants events; 0 for nobody."},
+    {"trace_fraction", trace_fraction, METH_O, "Record this share of tasks."},
+    {"trace_info", trace_info, METH_NOARGS, "What the recorder holds."},
+    {"trace_after_fork", after_fork, METH_NOARGS, "Begin anew in a forked child."},
+    {NULL, NULL, 0, NULL},
+};
+
+int
+sb_trace_init(PyObject *module)
+{
+    if (names == NULL) {
+        names = PyDict_New();
+        if (names == NULL || pthread_key_create(&thread_key, thread_ends) ||
+            pthread_atfork(NULL, NULL, child_of_fork)) {
+            return -1;
+        }
+        forget_box();
+    }
+    return PyModule_AddFunctions(module, methods) < 0 || sb_copy_init(module) < 0 ||
+                   sb_region_init(module) < 0
+               ? -1
+               : 0;
+}
