@@ -1,4 +1,4 @@
-"""stroboscope: labelled profiles of running Python web services.
+"""stroboscope: labelled profiles and traces of running Python web services.
 
 This roof re-exports what users call; nothing inside imports it.
 """
@@ -14,6 +14,7 @@ from stroboscope.labels import (
 )
 from stroboscope.settings import Settings
 from stroboscope.stalls import watch_loop
+from stroboscope.tracing import log, region, task
 
 __all__ = [
     "Job",
@@ -22,7 +23,10 @@ __all__ = [
     "carry",
     "current",
     "do",
+    "log",
     "propagate_to_threads",
+    "region",
+    "task",
     "watch_loop",
     "without",
 ]

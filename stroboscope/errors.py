@@ -12,7 +12,8 @@ StroboscopeError
 ├── FolderError              the workers of a service cannot meet, and why
 ├── ProfileError             data that cannot become a profile
 │   ├── ProfileFormatError   bytes that are not a profile
-│   └── PatternError         a filter or regular expression that is refused
+│   ├── PatternError         a filter or regular expression that is refused
+│   └── RecordingFormatError bytes that are not a recording
 └── AccessError
     ├── Unauthenticated      no valid token
     ├── Forbidden            a valid token without the scope
@@ -79,6 +80,10 @@ class ProfileFormatError(ProfileError):
 
 class PatternError(ProfileError):
     """A filter of a profile is refused; the message says which and why, in one line."""
+
+
+class RecordingFormatError(ProfileError):
+    """Bytes are not a readable recording; the message says what is wrong."""
 
 
 class AccessError(StroboscopeError):

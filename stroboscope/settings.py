@@ -25,6 +25,8 @@ LABEL_SETS_CAP = 512
 WINDOWS_CAP = 4
 #: Below it the looks at a loop would cost more than they tell.
 STALL_MS_MIN = 10.0
+RECORDER_BYTES = 8 << 20
+RECORDER_BYTES_MIN, RECORDER_BYTES_MAX = 32 << 10, 512 << 20
 
 _PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 #: Before a key it gives a key; see `labels.sets`.
@@ -96,6 +98,12 @@ class Settings:
     #: A request that keeps a server's thread for longer is slow: gunicorn's sync and
     #: gthread, and other WSGI. 0 watches loops alone.
     slow_request_s: float = 10.0
+    #: Share of requests that are traced, by trace id where there is one.
+    trace_fraction: float = 1.0
+    #: Keep the last seconds of tasks, regions and logs, once there are keys.
+    flight_recorder: bool = True
+    #: Bytes of the ring they are kept in, 32 an event.
+    recorder_bytes: int = RECORDER_BYTES
     #: Captures that may share the sampler at once.
     windows: int = WINDOWS_CAP
     #: Distinct label sets alive at once in this process; beyond it `(overflow)`.
@@ -168,6 +176,18 @@ class Settings:
             "slow_request_s",
             slow_s,
             "0.5 to 3600, or 0",
+        )
+        _require(
+            0 <= self.trace_fraction <= 1,
+            "trace_fraction",
+            self.trace_fraction,
+            "0 to 1",
+        )
+        _require(
+            RECORDER_BYTES_MIN <= self.recorder_bytes <= RECORDER_BYTES_MAX,
+            "recorder_bytes",
+            self.recorder_bytes,
+            f"{RECORDER_BYTES_MIN} to {RECORDER_BYTES_MAX}",
         )
         _require(1 <= self.windows <= 16, "windows", self.windows, "1 to 16")
         _require(
@@ -282,6 +302,7 @@ VARIABLES: dict[str, Callable[[str], object]] = {
     "heap_rate_bytes": int,
     "trace_fraction": float,
     "flight_recorder": _flag,
+    "recorder_bytes": int,
     "cpu_hz": int,
     "profile_seconds_cap": float,
     "stall_threshold_ms": float,

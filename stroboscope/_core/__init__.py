@@ -4,6 +4,7 @@
 and says in every profile what it cannot see.
 """
 
+from stroboscope._core import recording
 from stroboscope._core.capture import TRUNCATED, Capture
 from stroboscope._core.engine import Driver, Engine, EngineInfo, Window
 
@@ -33,4 +34,5 @@ __all__ = [
     "LabelCell",
     "Window",
     "engine",
+    "recording",
 ]

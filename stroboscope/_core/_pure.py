@@ -57,6 +57,57 @@ class LabelCell:
     def show(self) -> None:
         """Nothing was sampled, so nothing is handed over."""
 
+    task = 0
+    recorded = False
+    trace_id: str | None = None
+    span_id: str | None = None
+
+    def begin_task(self, *about: object) -> bool:
+        """No recorder is here, so the task is not recorded."""
+        return False
+
+    def end_task(self, name: str | None, status: int) -> None:
+        """It was not recorded."""
+
+    name_task = link_task = label_task = lambda self, text: None
+
+
+class region:
+    """A named part of the task that runs, which nobody records here."""
+
+    __slots__ = ("name",)
+    _decorate: Callable[[str, Any], Any] = staticmethod(lambda name, function: function)
+
+    def __init__(self, name: str) -> None:
+        if not isinstance(name, str):
+            raise TypeError(f"a region's name is a str, not {type(name).__name__}")
+        self.name = name
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *exc: object) -> None:
+        pass
+
+    async def __aenter__(self) -> None:
+        pass
+
+    async def __aexit__(self, *exc: object) -> None:
+        pass
+
+    def __call__(self, function: Any) -> Any:
+        """The decorated function."""
+        return self._decorate(self.name, function)
+
+
+def log(category: str, format: str, /, *args: object) -> None:
+    """A line of the running task, which nobody records here."""
+
+
+def set_region_decorator(function: Callable[[str, Any], Any]) -> None:
+    """What a region does to a function."""
+    region._decorate = staticmethod(function)
+
 
 LABELS: ContextVar[LabelCell | None] = ContextVar("stroboscope_labels", default=None)
 

@@ -12,7 +12,7 @@ from weakref import WeakSet
 
 from stroboscope._clock import SYSTEM, Clock
 from stroboscope._core import engine
-from stroboscope._http.messages import Cancellation, Response
+from stroboscope._http.messages import Response
 from stroboscope.auth.tokens import Share
 from stroboscope.endpoints import otel
 from stroboscope.endpoints.agreement import Agreement
@@ -30,6 +30,8 @@ from stroboscope.profiles import stacks
 from stroboscope.profiles.governor import Governor
 from stroboscope.settings import Settings
 from stroboscope.stalls import WATCH
+from stroboscope.tracing import recorder
+from stroboscope.tracing.captures import Facts, record
 from stroboscope.workers.folder import OFF, Folder, default_base
 from stroboscope.workers.members import Members
 
@@ -39,8 +41,9 @@ if TYPE_CHECKING:
 #: Addresses of emitted profiles whose names `/debug/pprof/symbol` still knows.
 SYMBOLS_CAP = 20_000
 
-#: Seconds to trace and a way to be told to stop; returns the trace.
-Tracer = Callable[[float, Cancellation], bytes]
+#: Seconds to trace, whether to stop by now, the format, what its first slice shall
+#: say, what to call often meanwhile; returns the trace. Raises EngineUnavailable.
+Tracer = Callable[[float, Callable[[], bool], str, Facts, Callable[[], object]], bytes]
 
 
 class Shown(Protocol):
@@ -67,7 +70,7 @@ class Desk:
     ) -> None:
         self.settings = settings
         self.clock = clock
-        self.tracer = tracer
+        self.tracer = tracer or record
         self.gate = Gate(settings, clock)
         self.knobs = knobs_of(settings, clock)
         self.members = _members(settings)
@@ -92,11 +95,14 @@ class Desk:
         self._watches = False
         self.knobs.on_change("latency_buckets", self._set_bounds)
         self.knobs.on_change("stall_threshold_ms", self._watch)
+        self.knobs.on_change("trace_fraction", recorder.set_fraction)
+        self.knobs.on_change("flight_recorder", recorder.set_flight)
         os.register_at_fork(after_in_child=self._after_fork)
 
     def begin(self) -> None:
         """Start what runs in a process that takes part, once in each. Never raises."""
         self.agreement.adopt()
+        recorder.configure(self.settings.service, self.settings.recorder_bytes)
         self.knobs.apply()
 
     def add_loop(self, loop: asyncio.AbstractEventLoop) -> None:

@@ -60,8 +60,8 @@ def knobs_of(settings: Settings, clock: Clock = SYSTEM) -> Knobs:
                 "trace_fraction",
                 s.trace_fraction,
                 real(0, 1),
-                _presets(0.01, 1.0),
-                "Share of requests that are traced.",
+                _presets(1.0, 1.0),
+                "Share of requests that are recorded.",
             ),
             Knob(
                 "flight_recorder",

@@ -59,7 +59,7 @@ def profile(call: Call) -> Response:
             finally:
                 engine.set_rate(before or call.desk.knobs.get("cpu_hz"))
     except LeaseTaken as taken:
-        return _taken(call, taken)
+        return taken_response(call, taken)
 
 
 def _cpu(
@@ -86,7 +86,7 @@ def _cpu(
         return refusal(request, 429, BUSY, wait)
     except EngineUnavailable as error:
         return refusal(request, 503, f"Could not enable CPU profiling: {error}")
-    headers = _clamp(seconds, clamped)
+    headers = clamp(seconds, clamped)
     comments = [f"clamped: seconds={seconds:g}"] if clamped else []
     if clamped and seconds < desk.settings.profile_seconds_cap:
         comments.append(f"the worker is killed after {request.worker_timeout_s:g} s")
@@ -128,7 +128,7 @@ def snapshot(name: str) -> Callable[[Call], Response]:
         ended_ns = time.time_ns()
         delta = subtract(COLLECTORS[name](call.desk, True), collected)
         delta = replace(delta, time_ns=ended_ns, duration_ns=ended_ns - began_ns)
-        return _attached(call, f"{name}-delta", delta, _clamp(seconds, clamped))
+        return _attached(call, f"{name}-delta", delta, clamp(seconds, clamped))
 
     handler.__name__ = name
     handler.__doc__ = f"Go's {name} profile."
@@ -139,30 +139,7 @@ def wall(call: Call) -> Response:
     """Wall-clock time; its collector is not built yet, so it is empty and says so."""
     seconds, clamped = profile_seconds(call.request.query, _cap_s(call))
     collected = COLLECTORS["wall"](call.desk, False)
-    return _attached(call, "wall", collected, _clamp(seconds, clamped))
-
-
-def trace(call: Call) -> Response:
-    """An execution trace, one at a time."""
-    desk, request = call.desk, call.request
-    if desk.tracer is None:
-        return refusal(request, 501, "this version has no execution trace")
-    try:
-        wanted = float(first(request.query, "seconds") or "1")
-    except ValueError:
-        wanted = 1.0
-    wanted = wanted if 0 < wanted < 1e9 else 1.0
-    seconds = min(wanted, desk.settings.trace_seconds_cap, _killed_after_s(call))
-    try:
-        with desk.leases.hold(
-            "trace", call.grant.token_id, seconds, is_peer=call.is_peer
-        ):
-            body = desk.tracer(seconds, request.cancellation)
-    except LeaseTaken as taken:
-        return _taken(call, taken)
-    headers = [("Content-Disposition", 'attachment; filename="trace"')]
-    headers += _clamp(seconds, wanted > seconds)
-    return Response(200, body, PROFILE, tuple(headers))
+    return _attached(call, "wall", collected, clamp(seconds, clamped))
 
 
 def capture_s(call: Call) -> float:
@@ -197,10 +174,10 @@ def symbol(call: Call) -> Response:
 
 
 def _cap_s(call: Call) -> float:
-    return min(call.desk.settings.profile_seconds_cap, _killed_after_s(call))
+    return min(call.desk.settings.profile_seconds_cap, killed_after_s(call))
 
 
-def _killed_after_s(call: Call) -> float:
+def killed_after_s(call: Call) -> float:
     """What a capture may take before the server kills its worker for being silent."""
     return TIMEOUT_SHARE * call.request.worker_timeout_s
 
@@ -272,10 +249,12 @@ def _kept(call: Call, endpoint: str, answer: Response) -> Response:
     return marked if call.desk.captures.keep(capture) else answer
 
 
-def _clamp(seconds: float, clamped: bool) -> list[tuple[str, str]]:
+def clamp(seconds: float, clamped: bool) -> list[tuple[str, str]]:
+    """The header that says a cap cut the request."""
     return [("X-Stroboscope-Clamped", f"seconds={seconds:g}")] if clamped else []
 
 
-def _taken(call: Call, taken: LeaseTaken) -> Response:
+def taken_response(call: Call, taken: LeaseTaken) -> Response:
+    """The refusal while another exclusive capture runs."""
     wait = (("Retry-After", str(taken.retry_after_s)),)
     return refusal(call.request, 429, f"a {taken.kind} is being taken", wait)

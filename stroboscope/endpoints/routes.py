@@ -12,6 +12,7 @@ from stroboscope.endpoints import (
     slicing,
     stalls,
     state,
+    traces,
     workers,
 )
 from stroboscope.endpoints.call import Action, Call, Handler, Route
@@ -21,6 +22,7 @@ _WORKERS = {
     "merge": "flat: without the label pid",
 }
 _SECONDS = {"seconds": "how long; clamped to the cap"}
+_TRACE = {**_SECONDS, "format": "perfetto (default), or json for Chrome's form"}
 _DELTA = {
     "seconds": "the difference over so long, instead of the total",
     "debug": "1: text for people; 2: a block per stack",
@@ -94,11 +96,11 @@ ROUTES = (
     _get(
         "/trace",
         "trace",
-        profiles.trace,
+        traces.trace,
         "An execution trace, one at a time.",
-        _SECONDS,
+        _TRACE,
     ),
-    _get("/pprof/trace", "trace", profiles.trace, "The same, at Go's URL.", _SECONDS),
+    _get("/pprof/trace", "trace", traces.trace, "The same, at Go's URL.", _TRACE),
     _get(
         "/pprof/cmdline", "profile", profiles.cmdline, "The program's name, if shown."
     ),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Generic, ParamSpec, TypeVar
 
-from stroboscope._core import LABELS
+from stroboscope._core import LABELS, LabelCell
 from stroboscope.labels.scope import current, do
 
 P = ParamSpec("P")
@@ -36,10 +38,11 @@ def carry(function: Callable[P, R]) -> Callable[P, R]:
 
 
 class Job(Generic[R]):
-    """A call with its labels, as plain data: for queues and other processes.
+    """A call with its labels and its task, as plain data: for queues, other processes.
 
-    Labels never cross a queue by themselves. Picklable when its function and arguments
-    are.
+    Neither crosses a queue by itself. Picklable when its function and arguments are.
+    Where the task that made it is recorded, the call is a task of its own that goes on
+    from there, `job:<function>`.
     """
 
     def __init__(self, function: Callable[..., R], *args: Any, **kwargs: Any) -> None:
@@ -47,11 +50,44 @@ class Job(Generic[R]):
         self.args = args
         self.kwargs = kwargs
         self.labels: dict[str, str] = dict(current())
+        self.origin = _origin()
 
     def __call__(self) -> R:
-        """Run the call under the labels it was made with."""
-        with do(**self.labels):
+        """Run the call under the labels and after the task it was made with."""
+        with do(**self.labels), _continued(self.origin, self.function):
             return self.function(*self.args, **self.kwargs)
+
+
+#: Process, serial and ids of a recorded task.
+Origin = tuple[int, int, bytes]
+
+
+def _origin() -> Origin | None:
+    cell = LABELS.get()
+    if cell is None or not cell.recorded:
+        return None
+    ids = bytes.fromhex((cell.trace_id or "") + (cell.span_id or ""))
+    return (os.getpid(), cell.task, ids)
+
+
+@contextlib.contextmanager
+def _continued(origin: Origin | None, function: Callable[..., Any]) -> Iterator[None]:
+    if origin is None:
+        yield
+        return
+    process, serial, ids = origin
+    outer = LABELS.get()
+    cell = LabelCell(None, outer)
+    name = f"job:{getattr(function, '__qualname__', type(function).__name__)}"
+    parent = serial if process == os.getpid() else 0
+    cell.begin_task("job", name, ids if len(ids) == 24 else None, True, parent)
+    LABELS.set(cell)
+    try:
+        yield
+    finally:
+        LABELS.set(outer)
+        cell.end_task(None, 0)
+        cell.publish()
 
 
 def propagate_to_threads() -> Callable[[], None]:

@@ -76,7 +76,7 @@ class _Scope:
         `yield`, on top of the labels of whoever runs it; the code that consumes it is
         not.
         """
-        wrapper = _WRAPPERS[_kind(function)]
+        wrapper = _WRAPPERS[kind_of(function)]
         return cast("Callable[P, R]", wrapper(self._overlay, function))
 
 
@@ -172,7 +172,8 @@ class _entered:
         self._cell.publish()
 
 
-def _kind(function: Callable[..., Any]) -> str:
+def kind_of(function: Callable[..., Any]) -> str:
+    """What calling it gives: coroutine, generator, async generator, or function."""
     for each in (function, getattr(function, "__call__", None)):  # noqa: B004
         if inspect.iscoroutinefunction(each):
             return "coroutine"

@@ -20,6 +20,10 @@ class ASGIRequest(Observed):
         super().__init__(labeller, scope, scope.get("method", "GET"))
         self._send = send
 
+    def link(self) -> object:
+        """The headers, where `traceparent` may be."""
+        return self.carrier.get("headers")
+
     def observe(self, message: Message) -> object:
         """Note the status and pass on; returns send's own awaitable."""
         try:

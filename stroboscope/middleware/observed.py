@@ -12,12 +12,13 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from stroboscope._core import LABELS, LabelCell
+from stroboscope._core import LABELS, LabelCell, recording
 from stroboscope.errors import LabelError
 from stroboscope.labels import TABLE, LabelSet
 from stroboscope.labels.outcome import latency_bucket, status_class
 from stroboscope.labels.tenants import TenantBuckets
 from stroboscope.settings import Settings
+from stroboscope.tracing import otel
 
 UNMATCHED = "(unmatched)"
 METHODS = frozenset(
@@ -68,6 +69,15 @@ class Labeller:
         except Exception as error:  # a label may be missing, nothing may break
             self.failed(error)
             return None
+
+    def endpoint(self, request: Observed) -> str | None:
+        """The route template as far as it is known now."""
+        try:
+            template = self._template(request.carrier)
+        except Exception as error:  # the user's function, or a framework we misread
+            self.failed(error, "the template function")
+            return None
+        return template if isinstance(template, str) else None
 
     def tenants(self) -> list[str]:
         """The tenants that are shown by name now."""
@@ -130,6 +140,9 @@ class Observed:
         "tenant_known",
     )
 
+    #: Whether it keeps a server's thread while it runs.
+    holds_thread = False
+
     def __init__(self, labeller: Labeller, carrier: Any, method: object) -> None:
         self.labeller = labeller
         self.carrier = carrier
@@ -144,9 +157,19 @@ class Observed:
         self.inside: LabelCell | None = self.cell
         self.began_ns = time.monotonic_ns()
         self.before: LabelCell | None = None
+        if recording.trace_wanted():
+            is_known = isinstance(method, str) and method in METHODS
+            kind = str(method) if is_known else "OTHER"
+            self.cell.begin_task(kind, None, otel.current_link() or self.link())
 
-    #: Whether it keeps a server's thread while it runs.
-    holds_thread = False
+    def link(self) -> object:
+        """What may hold a `traceparent`; see `LabelCell.begin_task`."""
+        return None
+
+    def task_name(self) -> str | None:
+        """The name of the request's task, once its route is known; C asks for it."""
+        endpoint = self.labeller.endpoint(self)
+        return None if endpoint is None else f"http:{endpoint}"
 
     def labels(self) -> LabelSet | None:
         """The cell's source: called by closing windows and at the end."""
@@ -176,7 +199,15 @@ class Observed:
         if cell.sampled:
             cell.labels = self.labeller.labels(self)
             cell.publish()
+        if cell.recorded:
+            self._end_task(cell)
         self.cell = self.inside = None
+
+    def _end_task(self, cell: LabelCell) -> None:
+        if recording.trace_wanted() & recording.CAPTURE:
+            for key, value in self.labeller.labels(self) or ():
+                cell.label_task(f"{key}={value}")
+        cell.end_task(self.task_name() or f"http:{UNMATCHED}", self.status)
 
 
 class ThreadObserved(Observed):

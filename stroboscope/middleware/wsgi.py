@@ -26,6 +26,10 @@ class WSGIRequest(ThreadObserved):
         super().__init__(labeller, environ, environ.get("REQUEST_METHOD", "GET"))
         self._start_response = start_response
 
+    def link(self) -> object:
+        """The header `traceparent`, where there is one."""
+        return self.carrier.get("HTTP_TRACEPARENT")
+
     def observe(self, status: str, headers: Any, *rest: Any) -> Any:
         """Note the status and pass on."""
         try:

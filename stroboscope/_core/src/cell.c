@@ -408,6 +408,7 @@ static PyMemberDef cell_members[] = {
 static PyGetSetDef cell_getset[] = {
     {"sampled", cell_get_sampled, NULL, "Whether a sample was taken under it.", NULL},
     {"ended", cell_get_ended, NULL, "Whether its labels are final.", NULL},
+    {"task", sb_task_serial, NULL, "Serial of the task it belongs to, or 0.", NULL},
     {"recorded", sb_task_recorded, NULL, "Whether its task is recorded now.", NULL},
     {"trace_id", sb_task_trace_id, NULL, "OpenTelemetry's, in hexadecimal.", NULL},
     {"span_id", sb_task_span_id, NULL, "OpenTelemetry's, in hexadecimal.", NULL},

@@ -402,7 +402,7 @@ read_events(reading *read)
         read->out->events++;
         if ((event.head & 0xff) != SB_TASK_TRACE) {
             if (read->out->from_ns == 0) {
-                read->out->from_ns = box->from_ns ? box->from_ns : event.time_ns;
+                read->out->from_ns = event.time_ns;
             }
             if (event.time_ns > read->out->to_ns) {
                 read->out->to_ns = event.time_ns;
@@ -421,6 +421,9 @@ close_rows(reading *read)
 {
     sb_timeline *out = read->out;
     out->to_ns = read->box->end_ns > out->to_ns ? read->box->end_ns : out->to_ns;
+    if (out->from_ns == 0) { /* nothing happened */
+        out->from_ns = out->to_ns = read->box->begin_ns;
+    }
     sb_task_out *tasks = out->tasks.items;
     for (size_t i = 0; i < out->tasks.count; i++) {
         if (tasks[i].flags & SB_OPEN_LEFT) {
@@ -457,6 +460,7 @@ sb_timeline_read(sb_timeline *out, const char *block, size_t bytes)
     }
     reading read = {.out = out, .box = (const sb_box *)(const void *)block, .block = block};
     out->lost = read.box->events_lost;
+    out->from_ns = read.box->from_ns;
     read_events(&read);
     read_live_tasks(&read);
     close_rows(&read);

@@ -204,16 +204,31 @@ leave_row(sb_cell *cell)
     cell->slot = -1;
 }
 
-/* begin_task(kind, name or None, link): whether the task is recorded. */
+/* Whether a task is recorded: as the one around it, as the caller knows, or by chance. */
+static int
+decide(const sb_cell *cell, const sb_cell *outer, int has_trace, PyObject *chosen)
+{
+    if (outer != NULL) {
+        return outer->mark == sb_trace.generation;
+    }
+    return chosen == Py_None ? is_chosen(cell, has_trace) : chosen == Py_True;
+}
+
+/* begin_task(kind, name or None, link, chosen=None, parent=0): whether it is recorded.
+ * `chosen` decides for a task that has none around it; `parent` is the serial of one
+ * that it continues, elsewhere in this process. */
 PyObject *
 sb_task_begin(PyObject *object, PyObject *const *args, Py_ssize_t count)
 {
     sb_cell *cell = (sb_cell *)object;
-    if (count != 3 || !PyUnicode_Check(args[0]) || cell->task == cell) {
-        PyErr_SetString(PyExc_TypeError, "begin_task(kind, name, link), once");
+    if (count < 3 || count > 5 || !PyUnicode_Check(args[0]) || cell->task == cell ||
+        (count == 5 && !PyLong_Check(args[4]))) {
+        PyErr_SetString(PyExc_TypeError, "begin_task(kind, name, link, ...), once");
         return NULL;
     }
     sb_cell *outer = cell->task;
+    uint64_t parent = count == 5 ? PyLong_AsUnsignedLongLongMask(args[4]) : 0;
+    parent = outer ? outer->serial : parent;
     cell->task = cell;
     cell->mark = SB_MARK_DECLINED;
     int has_trace = read_link(cell, args[2]);
@@ -221,10 +236,8 @@ sb_task_begin(PyObject *object, PyObject *const *args, Py_ssize_t count)
         memcpy(cell->trace_id, outer->trace_id, sizeof cell->trace_id);
         memcpy(cell->span_id, outer->span_id, sizeof cell->span_id);
     }
-    int is_whole = outer == NULL || outer->mark == SB_MARK_DECLINED;
     if (!sb_trace.wanted ||
-        !(is_whole ? outer == NULL && is_chosen(cell, has_trace)
-                   : outer->mark == sb_trace.generation)) {
+        !decide(cell, outer, has_trace, count > 3 ? args[3] : Py_None)) {
         Py_RETURN_FALSE;
     }
     uint64_t now_ns = sb_trace_now_ns();
@@ -237,9 +250,9 @@ sb_task_begin(PyObject *object, PyObject *const *args, Py_ssize_t count)
     if (has_trace) {
         put_ids(cell, now_ns);
     }
-    if (outer != NULL) {
-        sb_trace_put(now_ns, SB_TASK_PARENT, cell->serial, (uint32_t)outer->serial,
-                     (uint32_t)(outer->serial >> 32), 0);
+    if (parent) {
+        sb_trace_put(now_ns, SB_TASK_PARENT, cell->serial, (uint32_t)parent,
+                     (uint32_t)(parent >> 32), 0);
     }
     Py_RETURN_TRUE;
 }
@@ -396,13 +409,22 @@ hex_or_none(const uint8_t *id, int bytes)
 PyObject *
 sb_task_trace_id(PyObject *cell, void *Py_UNUSED(closure))
 {
-    return hex_or_none(((sb_cell *)cell)->trace_id, 16);
+    sb_cell *task = ((sb_cell *)cell)->task;
+    return hex_or_none(task ? task->trace_id : ((sb_cell *)cell)->trace_id, 16);
 }
 
 PyObject *
 sb_task_span_id(PyObject *cell, void *Py_UNUSED(closure))
 {
-    return hex_or_none(((sb_cell *)cell)->span_id, 8);
+    sb_cell *task = ((sb_cell *)cell)->task;
+    return hex_or_none(task ? task->span_id : ((sb_cell *)cell)->span_id, 8);
+}
+
+PyObject *
+sb_task_serial(PyObject *cell, void *Py_UNUSED(closure))
+{
+    sb_cell *task = ((sb_cell *)cell)->task;
+    return PyLong_FromUnsignedLongLong(task ? task->serial : 0);
 }
 
 PyObject *

@@ -88,6 +88,7 @@ void sb_tasks_forget(void);
 int sb_region_init(PyObject *module);
 PyObject *sb_task_trace_id(PyObject *cell, void *closure);
 PyObject *sb_task_span_id(PyObject *cell, void *closure);
+PyObject *sb_task_serial(PyObject *cell, void *closure);
 PyObject *sb_task_recorded(PyObject *cell, void *closure);
 
 #endif

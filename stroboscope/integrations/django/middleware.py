@@ -26,6 +26,22 @@ from stroboscope.settings import Settings
 Answer = Callable[[HttpRequest], Any]
 
 
+class DjangoRequest(Observed):
+    """One Django request."""
+
+    __slots__ = ()
+
+    def link(self) -> object:
+        """The header `traceparent`, where there is one."""
+        return self.carrier.META.get("HTTP_TRACEPARENT")
+
+
+class DjangoThreadRequest(DjangoRequest, ThreadObserved):
+    """One Django request of a sync server."""
+
+    __slots__ = ()
+
+
 class StroboscopeMiddleware:
     """Labels requests and carries the surface. Put it first."""
 
@@ -68,7 +84,7 @@ class StroboscopeMiddleware:
         return self._labelled(request)
 
     def _begin(self, request: HttpRequest) -> Observed | None:
-        kind = Observed if self._is_async else ThreadObserved
+        kind = DjangoRequest if self._is_async else DjangoThreadRequest
         try:
             observed = kind(self.labeller, request, request.method or "GET")
             observed.enter()

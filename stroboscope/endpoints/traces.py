@@ -1,0 +1,45 @@
+"""Execution traces: one at a time, of at most some seconds. Blocks meanwhile."""
+
+from __future__ import annotations
+
+from stroboscope._http.messages import JSON, PROFILE, Response, refusal
+from stroboscope._http.parameters import first
+from stroboscope.endpoints.call import Call
+from stroboscope.endpoints.leases import LeaseTaken
+from stroboscope.endpoints.profiles import clamp, killed_after_s, taken_response
+from stroboscope.errors import EngineUnavailable
+from stroboscope.profiles.breath import Breath
+from stroboscope.tracing.captures import FORMATS
+
+SECONDS_DEFAULT = 1.0
+
+
+def trace(call: Call) -> Response:
+    """Tasks, regions and logs of the next seconds, for Perfetto; `format=json`."""
+    desk, request = call.desk, call.request
+    form = first(request.query, "format") or FORMATS[0]
+    if form not in FORMATS:
+        return refusal(request, 400, f"format: allowed are {', '.join(FORMATS)}")
+    try:
+        wanted = float(first(request.query, "seconds") or SECONDS_DEFAULT)
+    except ValueError:
+        wanted = SECONDS_DEFAULT
+    wanted = wanted if 0 < wanted < 1e9 else SECONDS_DEFAULT
+    seconds = min(wanted, desk.settings.trace_seconds_cap, killed_after_s(call))
+    is_clamped = wanted > seconds
+    facts = (("clamped", f"seconds={seconds:g}"),) if is_clamped else ()
+
+    def is_cancelled() -> bool:
+        return request.cancellation.cancelled
+
+    try:
+        owner = call.grant.token_id
+        with desk.leases.hold("trace", owner, seconds, is_peer=call.is_peer):
+            body = desk.tracer(seconds, is_cancelled, form, facts, Breath())
+    except LeaseTaken as taken:
+        return taken_response(call, taken)
+    except EngineUnavailable as error:
+        return refusal(request, 503, f"Could not enable tracing: {error}")
+    kind, name = (JSON, "trace.json") if form == "json" else (PROFILE, "trace")
+    named = ("Content-Disposition", f'attachment; filename="{name}"')
+    return Response(200, body, kind, (named, *clamp(seconds, is_clamped)))

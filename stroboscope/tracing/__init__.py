@@ -1,0 +1,8 @@
+"""Execution traces: tasks, regions and logs, a recorder of them, and its captures."""
+
+from stroboscope._core.recording import log, region
+from stroboscope.tracing import regions
+from stroboscope.tracing.recorder import Capture, Recorder, recorder
+from stroboscope.tracing.tasks import task
+
+__all__ = ["Capture", "Recorder", "log", "recorder", "region", "regions", "task"]
