@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from stroboscope._core import engine
+from stroboscope._core import engine, recording
 from stroboscope._http.listener import Listener
 from stroboscope.endpoints import desk
 from stroboscope.profiles import heap
 from stroboscope.stalls import WATCH
+from stroboscope.tracing import recorder
 
 pytest_plugins = ["stroboscope.testing"]
 
@@ -42,13 +43,16 @@ def workers_meet_nowhere_and_nobody_watches() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def nothing_left_behind() -> Iterator[None]:
-    """Every test closes its windows; no allocator stays hooked by a knob of a test's."""
+    """Every test closes its windows; no knob of a test's stays in force: allocators
+    are not hooked, the recorder is given up."""
     assert engine.info().windows == 0
 
     yield
 
     heap.set_rate(0)
     assert engine.info().windows == 0
+    recorder.close()
+    assert recording.trace_wanted() == 0
 
 
 @pytest.fixture(scope="session")
