@@ -111,7 +111,7 @@ class Settings:
     label_sets: int = LABEL_SETS_CAP
     #: Finds the tenant of a request: called with the ASGI scope, the WSGI environ
     #: or the Django request; returns its id or None. May raise: then no label. Called
-    #: once at most, and only for a request that is sampled; must not block.
+    #: once at most, and only for a request that is sampled or traced; must not block.
     tenant: Callable[[Any], str | None] | None = None
     #: Tenants shown by name. Empty: the `tenant_top` heaviest are found at run time.
     tenants: tuple[str, ...] = ()

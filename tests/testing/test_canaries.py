@@ -126,7 +126,8 @@ def test_a_surface_that_does_not_let_us_in_is_no_pass() -> None:
 
 
 def test_users_can_run_it_on_their_application(tmp_path: Path) -> None:
-    """The three lines of its docstring, in a project of their own."""
+    """The three lines of its docstring, in a project of their own; tenants are listed,
+    for those found at run time are shown by name."""
     (tmp_path / "conftest.py").write_text('pytest_plugins = ["stroboscope.testing"]\n')
     (tmp_path / "test_theirs.py").write_text(
         "from examples.fastapi_app import app\n"
@@ -141,6 +142,7 @@ def test_users_can_run_it_on_their_application(tmp_path: Path) -> None:
             "PYTHONPATH": str(ROOT),
             "STROBOSCOPE_KEYS": KEY,
             "STROBOSCOPE_SERVICE": "shop",
+            "STROBOSCOPE_TENANTS": "acme",
         },
         capture_output=True,
         text=True,
