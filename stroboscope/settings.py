@@ -90,8 +90,6 @@ class Settings:
     mutex_fraction: int = 0
     block_rate_ns: int = 0
     heap_rate_bytes: int = 0
-    trace_fraction: float = 0.0
-    flight_recorder: bool = False
     #: An event loop that is late by more is a stall, and who blocks it is found out;
     #: 0 watches neither loops nor requests.
     stall_threshold_ms: float = 100.0
