@@ -7,11 +7,13 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
+import asking
 import pytest
 from servers import FASTAPI, UVICORN, serving, token
 
 from stroboscope import Settings
 from stroboscope.cli import main
+from stroboscope.endpoints import Surface
 from stroboscope.endpoints.routes import ROUTES
 from stroboscope.settings import VARIABLES
 
@@ -109,6 +111,21 @@ def test_every_parameter_is_in_the_reference(path: str) -> None:
             listed += REFERENCE.partition("### Slices")[2].partition("###")[0]
         for name in action.parameters:
             assert re.search(rf"\b{name}\b", listed), name
+
+
+def test_every_metric_and_knob_is_in_the_reference() -> None:
+    """By their names, with their kind; none that is not there any more."""
+    surface = Surface(asking.SETTINGS)
+    asked = asking.authorised("/debug/metrics", asking.token("metrics"))
+    shown = surface.answer(asked).body.decode()
+    families = set(re.findall(r"# TYPE (\S+) (\S+)", shown))
+    table = REFERENCE.partition("### Metrics")[2].partition("###")[0]
+    knobs = REFERENCE.partition("### Knobs")[2].partition("###")[0]
+
+    assert len(families) > 10
+    assert {name for name, _ in families if f"`{name}`" not in REFERENCE} == set()
+    assert set(re.findall(r"^\| `(\S+)` \| (\w+) \|", table, re.M)) <= families
+    assert {k.name for k in surface.desk.knobs if f"`{k.name}`" not in knobs} == set()
 
 
 def test_every_status_and_header_is_in_the_reference() -> None:
