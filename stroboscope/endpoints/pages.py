@@ -25,9 +25,12 @@ _STYLE = (
     "border-bottom:1px solid #e3e6ea;vertical-align:top}"
     "th{font-weight:600;color:#57606a}code,a{font-family:ui-monospace,monospace;"
     "font-size:.9em;overflow-wrap:anywhere}p{margin:.25rem 0 1rem;color:#57606a}"
-    "@media(max-width:40rem){th,td{padding-right:.4rem;min-width:3rem}}"
+    "@media(max-width:40rem){th{display:none}"  # a row becomes a paragraph
+    "tr{display:block;padding:.35rem 0;border-bottom:1px solid #e3e6ea}"
+    "td{display:inline-block;border:0;padding:0 .75rem 0 0}"
+    "td:last-child{display:block}}"
     "@media(prefers-color-scheme:dark){body{color:#e6e8eb;background:#15181c}"
-    "th,p{color:#9aa4af}th,td{border-color:#2c3238}a{color:#79b8ff}}"
+    "th,p{color:#9aa4af}th,td,tr{border-color:#2c3238}a{color:#79b8ff}}"
 )
 _HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
 _POLICY = f"{POLICY}; style-src 'sha256-{_HASH}'"
