@@ -3,8 +3,11 @@
 import re
 from pathlib import Path
 
-#: Promises of a stuck application and of counters: not made by this version.
-NOT_YET = {27, 43}
+#: Promises not made yet, and why. With the test goes the line.
+NOT_YET = {
+    27: "a surface that answers while the application is stuck: the workers' listener",
+    43: "counters that outlive their worker: the workers' ledgers",
+}
 
 
 def test_every_promise_has_its_test() -> None:
@@ -16,4 +19,4 @@ def test_every_promise_has_its_test() -> None:
         for number in re.findall("h([0-9]{2})_", name)
     }
 
-    assert numbers == set(range(1, 50)) - NOT_YET
+    assert numbers == set(range(1, 50)) - NOT_YET.keys()

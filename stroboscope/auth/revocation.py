@@ -9,6 +9,13 @@ from stroboscope.errors import KnobError
 
 #: Ids remembered. A full list refuses more: forgetting one would revive its token.
 REVOKED_CAP = 4096
+#: Stands in a link's id between that of its maker's token and its own.
+LINK_MARK = "~"
+
+
+def owner_of(token_id: str) -> str:
+    """The id of the token a link was made with; any other id as it is."""
+    return token_id.rpartition(LINK_MARK)[0] or token_id
 
 
 class Revocations:
@@ -34,8 +41,10 @@ class Revocations:
             self.not_before_s = max(self.not_before_s, not_before_s)
 
     def covers(self, token_id: str, issued_s: float) -> bool:
-        """Whether this token was revoked."""
-        return issued_s < self.not_before_s or token_id in self._ids
+        """Whether this token, or the one this link was made with, was revoked."""
+        if issued_s < self.not_before_s or token_id in self._ids:
+            return True
+        return owner_of(token_id) in self._ids
 
     def revoke(self, token_id: str) -> None:
         """Refuse one id from now on. Raises: KnobError when the list is full."""

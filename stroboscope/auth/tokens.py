@@ -18,7 +18,7 @@ from itsdangerous import BadData, Signer, URLSafeSerializer
 
 from stroboscope._clock import SYSTEM, Clock
 from stroboscope.auth.keys import check_keys
-from stroboscope.auth.revocation import Revocations
+from stroboscope.auth.revocation import LINK_MARK, Revocations
 from stroboscope.errors import SettingsError, Unauthenticated
 from stroboscope.settings import SCOPES, Settings
 
@@ -102,14 +102,19 @@ class Tokens:
         known = SCOPES.intersection(s for s in scopes if isinstance(s, str))
         return Grant(known, payload["jti"], float(payload["exp"]))
 
-    def mint_share(self, target: str, ttl_s: float) -> tuple[str, Share]:
+    def mint_share(
+        self, target: str, ttl_s: float, owner: str = ""
+    ) -> tuple[str, Share]:
         """The text of a share link and what it opens.
 
+        Its id begins with that of the token it was made with, `owner`: so the audit
+        log says whose it is, and it is revoked with that token.
         Raises: SettingsError for a life above 15 minutes.
         """
         if not 0 < ttl_s <= SHARE_TTL_CAP_S:
             raise SettingsError(f"ttl is {ttl_s} s; allowed: 1 s to 15 minutes")
         payload = self._claims(ttl_s) | {"target": target}
+        payload["jti"] = f"{owner:.80}{LINK_MARK}{payload['jti']}"
         text = str(self._shares.dumps(payload))
         return text, Share(target, payload["jti"], float(payload["exp"]))
 

@@ -17,7 +17,7 @@ from stroboscope._http.messages import Request
 from stroboscope.auth.origin import check_host, check_site
 from stroboscope.auth.pace import Pace
 from stroboscope.auth.passwords import StaticUser
-from stroboscope.auth.revocation import Revocations
+from stroboscope.auth.revocation import Revocations, owner_of
 from stroboscope.auth.throttle import Throttle
 from stroboscope.auth.tokens import TEXT_CAP, Grant, Share, Tokens
 from stroboscope.errors import Unauthenticated
@@ -80,7 +80,7 @@ class Gate:
             raise
         if admission.is_peer:
             return admission
-        self.pace.check(admission.grant.token_id)
+        self.pace.check(owner_of(admission.grant.token_id))
         if self._settings.authorize is None or admission.share is not None:
             return admission
         return replace(admission, pending=lambda: self._narrowed(request, admission))

@@ -53,11 +53,13 @@ def profile(call: Call) -> Response:
         with call.desk.leases.hold(
             "forensic profile", call.grant.token_id, seconds, is_peer=call.is_peer
         ):
-            before = engine.hz
+            before, knob = engine.hz, call.desk.knobs.get("cpu_hz")
             try:
                 return _cpu(call, seconds, clamped, FORENSIC_HZ, raises_rate=True)
             finally:
-                engine.set_rate(before or call.desk.knobs.get("cpu_hz"))
+                # A knob that was switched, or has run out, meanwhile is not undone.
+                now = call.desk.knobs.get("cpu_hz")
+                engine.set_rate(before if before and now == knob else now)
     except LeaseTaken as taken:
         return taken_response(call, taken)
 

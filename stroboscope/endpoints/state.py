@@ -288,7 +288,7 @@ def share(call: Call) -> Response:
     action = desk.shareable(target)
     if action is None or not {action.scope, "admin"} & call.grant.scopes:
         return refusal(call.request, 403, "this path cannot be shared with this token")
-    link, made = desk.gate.tokens.mint_share(target, ttl_s)
+    link, made = desk.gate.tokens.mint_share(target, ttl_s, call.grant.token_id)
     if wanted.get("keep") is True:
         answer = desk.open(target, call)
         if answer.status != 200:

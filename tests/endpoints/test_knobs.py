@@ -3,7 +3,9 @@
 import gzip
 import json
 import logging
+import threading
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,13 +13,17 @@ from asking import (
     GETS,
     SETTINGS,
     Ask,
+    FakeClock,
     admin,
     asgi_inner,
     ask_asgi,
+    authorised,
     bearer,
     token,
 )
 
+from stroboscope._core import engine
+from stroboscope.endpoints import Surface
 from stroboscope.integrations import asgi
 
 
@@ -115,3 +121,49 @@ def test_h33_bad_changes_change_nothing(ask: Ask, body: bytes) -> None:
 
     assert answer.status == 400
     assert answer.body.count(b"\n") == 1
+
+
+def test_h33_of_many_changes_the_last_holds_and_the_baseline_returns() -> None:
+    """Eight writers at once: one of their values, whole; after it, not another's."""
+    clock = FakeClock()
+    desk = Surface(SETTINGS, clock).desk
+    start = threading.Barrier(8)
+
+    def change(hz: int) -> None:
+        start.wait()
+        for _ in range(50):
+            desk.knobs.change({"cpu_hz": hz, "mutex_fraction": hz}, float(hz))
+
+    threads = [threading.Thread(target=change, args=(hz,)) for hz in range(20, 28)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    seen = desk.knobs.describe()
+
+    assert seen["cpu_hz"]["value"] == seen["mutex_fraction"]["value"]
+    assert seen["cpu_hz"]["expires_in"] == seen["cpu_hz"]["value"]
+    assert desk.knobs.version == 1 + 8 * 50
+    desk.knobs.change({"cpu_hz": 30}, 5.0)
+    clock.now_s += 6
+    assert desk.knobs.get("cpu_hz") == SETTINGS.cpu_hz
+
+
+def test_h33_a_forensic_capture_brings_back_no_old_rate() -> None:
+    """A rate whose time runs out during one is not put in force again after it."""
+    surface = Surface(SETTINGS)
+    knobs = surface.desk.knobs
+    window = engine.open_window(100)  # a scraper's, which keeps the sampler at work
+    try:
+        knobs.change({"cpu_hz": 37}, 600.0)
+        assert engine.hz == 37
+        ends = threading.Timer(0.05, knobs.change, [{"cpu_hz": None}])
+        ends.start()
+        asked = authorised("/debug/pprof/profile", token())
+        surface.answer(replace(asked, query="forensic=1&seconds=0.2"))
+        ends.join()
+        rate = engine.hz
+    finally:
+        window.close()
+
+    assert rate == SETTINGS.cpu_hz

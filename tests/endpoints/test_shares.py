@@ -1,7 +1,10 @@
 """A link opens one path, for a while."""
 
 import json
+import logging
+from dataclasses import replace
 
+import pytest
 from asking import (
     SETTINGS,
     FakeClock,
@@ -10,6 +13,7 @@ from asking import (
 )
 
 from stroboscope._http.messages import Response
+from stroboscope.auth.pace import BURST
 from stroboscope.auth.tokens import Tokens
 from stroboscope.endpoints import Surface
 from stroboscope.formats.pprof_reader import decode
@@ -52,3 +56,51 @@ def test_share_links_open_one_path_for_a_while() -> None:
     assert decode(surface.answer(request(live["url"])).body).duration_ns > 0
     clock.now_s += 61
     assert surface.answer(request(live["url"])).status == 401
+
+
+def test_h09_a_revoked_token_takes_its_links_along() -> None:
+    """Whoever stole it cannot go on by the links it made; another's go on."""
+    surface = Surface(SETTINGS)
+    tokens = surface.desk.gate.tokens
+    texts = [tokens.mint(["profile"], 600) for _ in "ab"]
+    urls = []
+    for text in texts:
+        asked = authorised("/debug/share", text, "POST")
+        asked = replace(
+            asked, headers=(*asked.headers, ("content-type", "application/json"))
+        )
+        answer = surface.answer(asked, read_body=lambda: b'{"path": "/stacks"}')
+        urls.append(json.loads(answer.body)["url"])
+
+    stolen = tokens.verify(texts[0]).token_id
+    surface.desk.gate.revocations.revoke(stolen)
+
+    assert [surface.answer(request(url)).status for url in urls] == [401, 200]
+
+
+def test_h44_the_record_of_a_link_names_whose_it_is(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """By the id of the token it was made with."""
+    surface = Surface(SETTINGS)
+    link, _ = surface.desk.gate.tokens.mint_share("/stacks", 60, "maker-7")
+    with caplog.at_level(logging.INFO, "stroboscope.audit"):
+        answer = surface.answer(request(f"/debug/share/{link}"))
+
+    assert answer.status == 200
+    assert "token_id=maker-7~" in caplog.text
+    assert link not in caplog.text
+
+
+def test_h22_links_have_their_makers_pace() -> None:
+    """Many links of one token ask no faster than the token may."""
+    surface = Surface(SETTINGS)
+    gate = surface.desk.gate
+    urls = [
+        f"/debug/share/{gate.tokens.mint_share('/stacks', 60, 'maker')[0]}"
+        for _ in range(3)
+    ]
+    for _ in range(BURST - 1):
+        gate.pace.check("maker")
+
+    assert [surface.answer(request(url)).status for url in urls] == [200, 429, 429]
