@@ -35,6 +35,8 @@ TTL_CAP_S = 366 * 86400
 SHARE_TTL_CAP_S = 15 * 60
 SKEW_S = 60
 TEXT_CAP = 4096
+#: Characters of its maker in a link's id: a certificate's is the longest there is.
+OWNER_CAP = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +116,7 @@ class Tokens:
         if not 0 < ttl_s <= SHARE_TTL_CAP_S:
             raise SettingsError(f"ttl is {ttl_s} s; allowed: 1 s to 15 minutes")
         payload = self._claims(ttl_s) | {"target": target}
-        payload["jti"] = f"{owner:.80}{LINK_MARK}{payload['jti']}"
+        payload["jti"] = f"{owner:.{OWNER_CAP}}{LINK_MARK}{payload['jti']}"
         text = str(self._shares.dumps(payload))
         return text, Share(target, payload["jti"], float(payload["exp"]))
 

@@ -22,6 +22,9 @@ from stroboscope.knobs import TTL_DEFAULT_S
 from stroboscope.labels import TABLE
 from stroboscope.stalls import WATCH
 
+#: Longer ids are none of ours; see `auth.tokens.OWNER_CAP`.
+ID_CAP = 128
+
 
 def labels(call: Call) -> Response:
     """The label sets alive now, what the caps refused, and the tenants shown."""
@@ -250,7 +253,7 @@ def revoke(call: Call) -> Response:
         if wanted == {"before": "now"}:
             held = agreement.revoke_before(call.desk.clock.time_s())
         elif isinstance(wanted, dict) and isinstance(wanted.get("id"), str):
-            held = agreement.revoke(wanted["id"][:64])
+            held = agreement.revoke(wanted["id"][:ID_CAP])
         else:
             raise KnobError('allowed: {"id": "..."} or {"before": "now"}')
     except (ValueError, RecursionError) as error:

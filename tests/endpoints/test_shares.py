@@ -104,3 +104,20 @@ def test_h22_links_have_their_makers_pace() -> None:
         gate.pace.check("maker")
 
     assert [surface.answer(request(url)).status for url in urls] == [200, 429, 429]
+
+
+def test_h09_a_link_of_a_certificate_can_be_revoked() -> None:
+    """Though its id is the longest there is."""
+    surface = Surface(SETTINGS)
+    tokens = surface.desk.gate.tokens
+    owner = f"certificate:{'x' * 80}"
+    link, made = tokens.mint_share("/stacks", 60, owner)
+    asked = authorised("/debug/revoke", tokens.mint(["admin"], 60), "POST")
+    asked = replace(
+        asked, headers=(*asked.headers, ("content-type", "application/json"))
+    )
+    body = json.dumps({"id": made.token_id}).encode()
+
+    assert made.token_id.startswith(owner)
+    assert surface.answer(asked, read_body=lambda: body).status == 200
+    assert surface.answer(request(f"/debug/share/{link}")).status == 401
