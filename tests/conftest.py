@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from stroboscope._core import engine, recording
+from stroboscope._core.contention import contention
 from stroboscope._http.listener import Listener
 from stroboscope.endpoints import desk
 from stroboscope.profiles import heap
@@ -53,6 +54,10 @@ def nothing_left_behind() -> Iterator[None]:
     assert engine.info().windows == 0
     recorder.close()
     assert recording.trace_wanted() == 0
+    # Surfaces that switched it are gone, with the clocks that would switch it back.
+    contention.set_mutex_fraction(0)
+    contention.set_block_rate(0)
+    contention.forget()
 
 
 @pytest.fixture(scope="session")

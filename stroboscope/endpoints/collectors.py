@@ -7,11 +7,10 @@ from collections.abc import Callable, Mapping
 
 from stroboscope.endpoints.desk import Desk
 from stroboscope.formats.profile import Profile, ValueType
-from stroboscope.profiles import heap, stacks
+from stroboscope.profiles import contention, heap, stacks
 
 _COUNT, _NS = "count", "nanoseconds"
 _THREADS = ValueType("threadcreate", _COUNT)
-_DELAY = (ValueType("contentions", _COUNT), ValueType("delay", _NS))
 
 #: The profile as it stands now; the flag asks for one taken after the call. Blocks.
 Collector = Callable[[Desk, bool], Profile]
@@ -46,10 +45,10 @@ def _not_built(
 
 COLLECTORS: Mapping[str, Collector] = {
     "allocs": lambda desk, is_fresh: heap.collect_heap("alloc_space"),
-    "block": _not_built("block", _DELAY, _DELAY[0], 1),
+    "block": lambda desk, is_fresh: contention.to_profile("block"),
     "goroutine": _goroutine,
     "heap": lambda desk, is_fresh: heap.collect_heap(),
-    "mutex": _not_built("mutex", _DELAY, _DELAY[0], 1),
+    "mutex": lambda desk, is_fresh: contention.to_profile("mutex"),
     "threadcreate": _not_built("threadcreate", (_THREADS,), _THREADS, 1),
     "wall": _not_built(
         "wall", (ValueType("wall", _NS),), ValueType("wall", _NS), 10_000_000

@@ -28,6 +28,7 @@ from stroboscope.formats.pprof import stable_address
 from stroboscope.formats.profile import Frame
 from stroboscope.profiles import stacks
 from stroboscope.profiles.governor import Governor
+from stroboscope.profiles.ledgers import keep_labels
 from stroboscope.settings import Settings
 from stroboscope.stalls import WATCH
 from stroboscope.tracing import recorder
@@ -101,6 +102,8 @@ class Desk:
 
     def begin(self) -> None:
         """Start what runs in a process that takes part, once in each. Never raises."""
+        if engine.info().kind == "native":
+            keep_labels(self.settings.label_sets)
         self.agreement.adopt()
         recorder.configure(self.settings.service, self.settings.recorder_bytes)
         self.knobs.apply()

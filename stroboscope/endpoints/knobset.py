@@ -9,6 +9,7 @@ from typing import Any
 
 from stroboscope._clock import SYSTEM, Clock
 from stroboscope._core import engine
+from stroboscope._core.contention import contention
 from stroboscope.endpoints.audit import LOGGER
 from stroboscope.knobs import Knob, Knobs, flag, real, whole
 from stroboscope.profiles import heap
@@ -40,14 +41,14 @@ def knobs_of(settings: Settings, clock: Clock = SYSTEM) -> Knobs:
                 s.mutex_fraction,
                 whole(0, 10**6),
                 _presets(100, 1),
-                "One in so many contentions is counted; 0 is off.",
+                "One in so many contentions is charged to the holder; 0 is off.",
             ),
             Knob(
                 "block_rate_ns",
                 s.block_rate_ns,
                 whole(0, 10**12),
                 _presets(10**6, 1),
-                "One blocking event per so many nanoseconds blocked; 0 is off.",
+                "One wait per so many nanoseconds waited is counted; 0 is off.",
             ),
             Knob(
                 "heap_rate_bytes",
@@ -91,6 +92,8 @@ def knobs_of(settings: Settings, clock: Clock = SYSTEM) -> Knobs:
     made.on_change("log_levels", levels)
     made.on_change("cpu_hz", engine.set_rate)
     made.on_change("heap_rate_bytes", lambda rate: heap.set_rate(rate, s.label_sets))
+    made.on_change("mutex_fraction", contention.set_mutex_fraction)
+    made.on_change("block_rate_ns", contention.set_block_rate)
     return made
 
 

@@ -120,7 +120,8 @@ def snapshot(name: str) -> Callable[[Call], Response]:
         collected = COLLECTORS[name](call.desk, seconds is not None)
         collected = replace(collected, comments=(*collected.comments, *notes))
         if debug not in ("", "0"):
-            shown = text.counts(name, collected)
+            fraction = call.desk.knobs.get("mutex_fraction")
+            shown = text.counts(name, collected, fraction)
             return Response(200, shown.encode("utf-8", "replace"), TEXT)
         if seconds is None:
             return _attached(call, name, collected, [])

@@ -13,17 +13,24 @@ _HEADS = {
     "threadcreate": "threadcreate profile: total {}\n",
     "heap": "heap profile: {} @ heap/{}\n",
     "allocs": "heap profile: {} @ heap/{}\n",
-    "mutex": "--- mutex:\ncycles/second=1000000000\nsampling period=0\n",
+    "mutex": "--- mutex:\ncycles/second=1000000000\nsampling period={fraction}\n",
     "block": "--- contention:\ncycles/second=1000000000\n",
 }
 
 
-def counts(name: str, profile: Profile) -> str:
-    """`debug=1`: counts, addresses, labels and places, heaviest first."""
+def counts(name: str, profile: Profile, mutex_fraction: int = 0) -> str:
+    """`debug=1`: counts, addresses, labels and places, heaviest first.
+
+    `mutex_fraction` stands in the head of the mutex profile.
+    """
     table = columns(profile.samples, len(profile.sample_types))
     totals = tuple(sum(column) for column in table.values)
     # Go prints twice the rate, which old readers of this form expect.
-    out = [_HEADS.get(name, "").format(_amount(totals), 2 * profile.period)]
+    out = [
+        _HEADS.get(name, "").format(
+            _amount(totals), 2 * profile.period, fraction=mutex_fraction
+        )
+    ]
     order = sorted(range(len(table)), key=lambda at: -table.values[-1][at])
     for at in order:
         stack, values, labels = table[at]
@@ -45,9 +52,9 @@ def blocks(stacks: list[tuple[str, Labels, tuple[Frame, ...]]]) -> str:
 
 
 def _amount(values: tuple[int, ...]) -> str:
-    """Of memory what is in use and, in brackets, all there was; else the last value."""
+    """As Go prints them: delay and number; of memory what is in use, in brackets all."""
     if len(values) < 4:
-        return str(values[-1])
+        return " ".join(map(str, reversed(values)))
     alloc_objects, alloc_bytes, inuse_objects, inuse_bytes = values
     return f"{inuse_objects}: {inuse_bytes} [{alloc_objects}: {alloc_bytes}]"
 

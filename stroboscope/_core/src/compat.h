@@ -118,6 +118,32 @@ sb_code_offset(PyCodeObject *code, void *instruction)
     return offset >= 0 && offset < size ? (int32_t)offset : -1;
 }
 
+/* Whether the object of a weak reference is gone. */
+static inline int
+sb_weakref_is_dead(PyObject *weak)
+{
+#if PY_VERSION_HEX >= 0x030d0000
+    PyObject *object;
+    int status = PyWeakref_GetRef(weak, &object);
+    Py_XDECREF(object);
+    return status == 0;
+#else
+    return PyWeakref_GET_OBJECT(weak) == Py_None;
+#endif
+}
+
+/* What an RLock knows of its holder. Source: rlockobject in Modules/_threadmodule.c, 3.11
+ * to 3.13; whoever reads it proves it first. From 3.14 the type says it by methods. */
+#if PY_VERSION_HEX < 0x030e0000
+#define SB_RLOCK_IS_MIRRORED 1
+typedef struct {
+    PyObject_HEAD
+    void *lock;
+    unsigned long owner;
+    unsigned long count;
+} sb_rlock;
+#endif
+
 /* Call `hook` with the GIL before a code object of this interpreter goes away; where
  * the hook takes a reference, the object stays. Watchers promise that too.
  * Returns 0, or -1 with an exception. 3.11 has no watchers: there the type's

@@ -8,13 +8,16 @@
 #include <structmember.h>
 
 #include "cell.h"
+#include "contention.h"
 #include "drainer.h"
 #include "heap.h"
 #include "ledger.h"
+#include "locks.h"
 #include "sampler.h"
 #include "stacks.h"
 #include "timeline.h"
 #include "trace.h"
+#include "waits.h"
 #include "watch.h"
 #include "window.h"
 
@@ -97,6 +100,7 @@ after_fork(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
     sb_heap_after_fork();
     sb_ledgers_after_fork();
     sb_trace_after_fork();
+    sb_contention_after_fork();
     Py_RETURN_NONE;
 }
 
@@ -317,7 +321,9 @@ execute(PyObject *module)
 {
     int failed = sb_cells_init(module) < 0 || sb_ledgers_init(module) < 0 ||
                  sb_heap_init(module) < 0 || sb_watch_init(module) < 0 ||
-                 sb_trace_init(module) < 0 || sb_timeline_init(module) < 0;
+                 sb_trace_init(module) < 0 || sb_timeline_init(module) < 0 ||
+                 sb_contention_init(module) < 0 ||
+                 sb_locks_init(module) < 0 || sb_waits_init(module) < 0;
     return failed ? -1 : 0;
 }
 

@@ -118,11 +118,18 @@ sb_stack_of_sample(const sb_sample *sample)
 /* The frames of the running thread hang together and their code is alive: no signal
  * stands between, and the GIL is held. */
 int64_t
-sb_stack_of_current(uint32_t depth)
+sb_stack_of_current_under(PyCodeObject *leaf, uint32_t depth)
 {
     uint32_t key[SB_DEPTH_MAX + 1];
     uint32_t length = 0;
     uint32_t room = depth < SB_DEPTH_MAX ? depth : SB_DEPTH_MAX;
+    if (leaf != NULL) {
+        int64_t id = frame_id(leaf, -1);
+        if (id < 0) {
+            return -1;
+        }
+        key[length++] = (uint32_t)id;
+    }
     sb_frame *frame = sb_current_frame(PyThreadState_Get());
     for (; frame != NULL; frame = sb_frame_previous(frame)) {
         PyObject *object = sb_frame_executable(frame);
@@ -142,6 +149,12 @@ sb_stack_of_current(uint32_t depth)
     }
     int fresh;
     return sb_table_intern(&stacks, key, length, &fresh);
+}
+
+int64_t
+sb_stack_of_current(uint32_t depth)
+{
+    return sb_stack_of_current_under(NULL, depth);
 }
 
 /* ---- users ------------------------------------------------------------------------ */

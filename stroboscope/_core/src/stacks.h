@@ -24,6 +24,9 @@ int64_t sb_stack_of_sample(const sb_sample *sample);
 /* The same for the calling thread as it stands, at most `depth` frames from the leaf.
  * Runs no Python code and sets no exception; allocates from the system only. */
 int64_t sb_stack_of_current(uint32_t depth);
+/* The same with a leaf that is no frame: a name for what the thread hands over to. NULL
+ * is none. */
+int64_t sb_stack_of_current_under(PyCodeObject *leaf, uint32_t depth);
 
 /* The stacks and the frames of a list of ids: stacks are tuples of frame ids, leaf first,
  * -1 for a cut root; frames (file, qualified name, first line, line). New lists, NULL
