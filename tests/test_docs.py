@@ -1,5 +1,6 @@
 """The documents name everything there is, and their code runs."""
 
+import json
 import os
 import re
 import subprocess
@@ -14,6 +15,7 @@ from servers import FASTAPI, UVICORN, serving, token
 from stroboscope import Settings
 from stroboscope.cli import main
 from stroboscope.endpoints import Surface
+from stroboscope.endpoints.knobset import knobs_of
 from stroboscope.endpoints.routes import ROUTES
 from stroboscope.settings import VARIABLES
 
@@ -178,3 +180,16 @@ def test_the_slicing_how_to_runs(tmp_path: Path) -> None:
     assert '"root"' in answers[4]
     assert '"dropped"' in answers[5]
     assert (tmp_path / "checkout.pb.gz").stat().st_size > 50
+
+
+def test_the_presets_in_the_reference_are_those_in_force() -> None:
+    """Every knob of a preset, with its value."""
+    knobs = {knob.name: knob for knob in knobs_of(Settings()) if knob.presets}
+    (head,) = re.findall(r"^\| preset \|(.*)\|$", REFERENCE, re.MULTILINE)
+    names = [name.strip(" `") for name in head.split("|")]
+
+    assert set(names) == set(knobs)
+    for preset in ("production-safe", "forensic"):
+        (row,) = re.findall(rf"^\| `{preset}` \|(.*)\|$", REFERENCE, re.MULTILINE)
+        values = [json.loads(value) for value in row.split("|")]
+        assert values == [knobs[name].presets[preset] for name in names]

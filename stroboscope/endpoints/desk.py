@@ -81,6 +81,8 @@ class Desk:
         self.captures = Captures(clock)
         self.openings = Openings(clock)
         self.garbage = Garbage(clock)
+        #: The turn to stop the process for a look from outside.
+        self.pauses = Garbage(clock)
         self.snapshots = Snapshots(lambda: stacks.snapshot(self.loops()), clock)
         self.governor = Governor(settings.overhead_share, clock)
         self.audit = Audit()
@@ -176,6 +178,7 @@ class Desk:
         self.agreement.after_fork()
         self.gate.after_fork()
         self.garbage.after_fork()
+        self.pauses.after_fork()
         self.captures.after_fork()
         self.openings.after_fork()
         self.snapshots.after_fork()

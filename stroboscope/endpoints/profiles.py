@@ -20,6 +20,7 @@ from stroboscope._http.parameters import (
     profile_seconds,
     snapshot_seconds,
 )
+from stroboscope.endpoints import native
 from stroboscope.endpoints.call import Call
 from stroboscope.endpoints.captures import HEADER, Capture
 from stroboscope.endpoints.collectors import COLLECTORS
@@ -47,6 +48,8 @@ def profile(call: Call) -> Response:
     """A CPU profile; with `forensic=1` alone and at the kernel's full rate."""
     request = call.request
     seconds, clamped = profile_seconds(request.query, _cap_s(call))
+    if native.is_wanted(call):
+        return refusal(request, 501, native.NO_PROFILE)
     if first(request.query, "forensic") != "1":
         return _cpu(call, seconds, clamped, call.desk.knobs.get("cpu_hz"))
     try:

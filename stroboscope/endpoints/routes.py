@@ -62,7 +62,11 @@ ROUTES = (
         "profile",
         profiles.profile,
         "CPU time by stack and label.",
-        {**_SECONDS, "forensic": "1: at the full rate, alone"},
+        {
+            **_SECONDS,
+            "forensic": "1: at the full rate, alone",
+            "native": "1: 501, and why",
+        },
         joined=profiles.capture_s,
         is_sliced=True,
     ),
@@ -120,10 +124,17 @@ ROUTES = (
         is_sliced=True,
         DELETE=Action("profile", listing.drop, "Forget one of your own.", {}),
     ),
+    _get(
+        "/stacks",
+        "profile",
+        state.show_stacks,
+        "Every thread and task now.",
+        {"native": "1 (admin): with C frames, from py-spy; stops the process"},
+        joined=_at_once,
+    ),
     *(
         _get(path, scope, handler, description, joined=_at_once)
         for path, scope, handler, description in (
-            ("/stacks", "profile", state.show_stacks, "Every thread and task now."),
             ("/stalls", "profile", stalls.show_stalls, "What blocked loops, threads."),
             ("/labels", "metrics", state.labels, "Label sets, what caps refused."),
             ("/metrics", "metrics", state.metrics, "Our counters, for Prometheus."),

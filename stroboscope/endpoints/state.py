@@ -14,7 +14,7 @@ from stroboscope._clock import duration_s
 from stroboscope._core import engine
 from stroboscope._http.messages import JSON, Response, refusal
 from stroboscope.auth.tokens import SHARE_TTL_CAP_S
-from stroboscope.endpoints import stalls
+from stroboscope.endpoints import native, stalls
 from stroboscope.endpoints.call import Call, as_json
 from stroboscope.errors import KnobConflict, KnobError
 from stroboscope.formats.prometheus import CONTENT_TYPE, Family, one, render
@@ -47,6 +47,8 @@ def labels(call: Call) -> Response:
 
 def show_stacks(call: Call) -> Response:
     """Every thread and asyncio task with its labels: text, or JSON on request."""
+    if native.is_wanted(call):
+        return native.show(call)
     found = call.desk.snapshots.get()
     if JSON in (call.request.header("accept") or ""):
         return as_json(
@@ -170,6 +172,7 @@ def metrics(call: Call) -> Response:
             "Times all stacks were read.",
             desk.snapshots.walks,
         ),
+        Family(prefix + "setting", "gauge", "Knobs in force.", _in_force(call)),
         one(prefix + "captures", "gauge", "Answers kept.", len(desk.captures)),
         one(
             prefix + "capture_bytes",
@@ -187,6 +190,16 @@ def metrics(call: Call) -> Response:
         *stalls.families(),
     ]
     return Response(200, render(families).encode(), CONTENT_TYPE)
+
+
+def _in_force(call: Call) -> tuple[tuple[dict[str, str], float], ...]:
+    """The value of every knob that is a number."""
+    values = ((knob.name, call.desk.knobs.get(knob.name)) for knob in call.desk.knobs)
+    return tuple(
+        ({"name": name}, float(value))
+        for name, value in values
+        if isinstance(value, (bool, int, float))
+    )
 
 
 def settings(call: Call) -> Response:

@@ -1,0 +1,151 @@
+"""Stacks that go on into C, for an admin, or the reason why not."""
+
+import json
+import os
+import shutil
+import sys
+import sysconfig
+import threading
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from asking import SETTINGS, asgi_inner, ask_asgi, bearer, token
+
+from stroboscope.integrations import asgi
+from stroboscope.profiles import native_stacks
+
+PY_SPY = shutil.which("py-spy", path=sysconfig.get_path("scripts"))
+needs_py_spy = pytest.mark.skipif(
+    PY_SPY is None or sys.platform != "linux",
+    reason="py-spy is not installed here: pip install stroboscope[native]",
+)
+PATH = "/debug/stacks?native=1"
+
+
+@pytest.fixture
+def deflating() -> Iterator[None]:
+    """A thread that is in zlib nearly all of its time."""
+    done, data = threading.Event(), os.urandom(1 << 22)
+
+    def work() -> None:
+        while not done.is_set():
+            zlib.compress(data, 6)
+
+    thread = threading.Thread(target=work, name="deflating")
+    thread.start()
+    yield
+    done.set()
+    thread.join()
+
+
+def app() -> Any:
+    return asgi.Stroboscope(asgi_inner, SETTINGS)
+
+
+@needs_py_spy
+@pytest.mark.usefixtures("deflating")
+def test_a_stack_goes_on_into_c() -> None:
+    """The C function of zlib stands above the Python function that called it."""
+    headers = bearer(token("admin")) | {"Accept": "application/json"}
+    answer = ask_asgi(PATH, headers, app=app())
+    assert answer.status == 200, answer.body
+    found = {one["name"]: one for one in json.loads(answer.body)}
+
+    names = [frame.split(" ")[0] for frame in found["deflating"]["frames"]]
+    at = names.index(
+        "deflating.<locals>.work" if "deflating.<locals>.work" in names else "work"
+    )
+    assert any("deflate" in name or "zlib" in name for name in names[:at])
+    assert found["deflating"]["labels"] == {}
+    assert not [name for name in names if name.startswith("0x")]
+
+
+@needs_py_spy
+def test_it_is_for_an_admin_and_once_in_ten_seconds() -> None:
+    """It stops the process: a token for profiles is not enough, nor is haste."""
+    served = app()
+
+    assert ask_asgi(PATH, bearer(token()), app=served).status == 403
+    first = ask_asgi(PATH, bearer(token("admin")), app=served)
+    again = ask_asgi(PATH, bearer(token("admin")), app=served)
+    assert (first.status, again.status) == (200, 429), first.body
+    assert 1 <= int(again.headers["Retry-After"]) <= 11
+
+
+def test_a_profile_says_that_it_has_no_native_frames() -> None:
+    """501 at once, rather than samples without labels."""
+    answer = ask_asgi("/debug/pprof/profile?seconds=30&native=1", bearer(token()))
+
+    assert answer.status == 501
+    assert b"knows no labels" in answer.body
+
+
+def test_without_py_spy_the_reason_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """501, and what to install; nothing was stopped, no turn was used up."""
+    monkeypatch.setattr(native_stacks.shutil, "which", lambda *_, **__: None)
+    answer = ask_asgi(PATH, bearer(token("admin")), app=app())
+
+    assert answer.status == 501
+    assert b"stroboscope[native]" in answer.body
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        (
+            "echo 'Permission Denied: no' >&2; exit 1",
+            "py-spy failed: Permission Denied",
+        ),
+        ("echo '{'", "py-spy said what we do not read"),
+        ("echo '[1]'", "py-spy said what we do not read"),
+        ("kill -KILL $$", "py-spy failed"),
+        ("kill -STOP PID; kill -KILL $$", "py-spy failed"),
+    ],
+)
+def test_a_py_spy_that_fails_costs_an_answer_only(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str, reason: str
+) -> None:
+    """Whatever it does, the answer is 501 and the process goes on."""
+    fake = tmp_path / "py-spy"
+    fake.write_text(f"#!/bin/sh\n{script.replace('PID', str(os.getpid()))}\n")
+    fake.chmod(0o755)
+    monkeypatch.setattr(native_stacks, "command", lambda: str(fake))
+    answer = ask_asgi(PATH, bearer(token("admin")), app=app())
+
+    assert answer.status == 501
+    assert reason in answer.body.decode()
+
+
+@pytest.mark.slow
+def test_a_py_spy_that_hangs_while_we_are_stopped_is_ended(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The process stands still for five seconds, not for ever."""
+    fake = tmp_path / "py-spy"
+    stop = f"kill -STOP {os.getpid()}"
+    fake.write_text(f"#!/bin/sh\n{stop}\nexec sleep 60\n")
+    fake.chmod(0o755)
+    monkeypatch.setattr(native_stacks, "command", lambda: str(fake))
+    began_s = time.monotonic()
+    answer = ask_asgi(PATH, bearer(token("admin")), app=app())
+
+    assert answer.status == 501
+    assert 4 < time.monotonic() - began_s < 20
+
+
+def test_the_child_knows_no_secret(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Nothing of our environment is passed on."""
+    fake, seen = tmp_path / "py-spy", tmp_path / "seen"
+    fake.write_text(f"#!/bin/sh\nenv > {seen}\necho '[]'\n")
+    fake.chmod(0o755)
+    monkeypatch.setattr(native_stacks, "command", lambda: str(fake))
+    monkeypatch.setenv("DATABASE_PASSWORD", "hunter2")
+
+    assert ask_asgi(PATH, bearer(token("admin")), app=app()).status == 200
+    assert "hunter2" not in seen.read_text()
