@@ -38,6 +38,7 @@ FUZZ_EXAMPLES ?= 20000
 .PHONY: fuzz
 fuzz: .venvs/main/.stamp
 	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) .venvs/main/bin/python -m pytest -q --timeout 7200 tests/endpoints/test_fuzz.py -k sent
+	SCHEMATHESIS_PHASES=examples,coverage,fuzzing .venvs/main/bin/python -m pytest -q tests/integrations/test_real_clients.py -k schemathesis
 
 # The same with the sanitizers compiled in, and a short one under valgrind.
 .PHONY: sanitize valgrind

@@ -38,6 +38,19 @@ def read(scope: Scope, path: str) -> Request:
     )
 
 
+def path_of(scope: Scope) -> str:
+    """The decoded path below the root path, which says whether it is ours.
+
+    Some servers hand on the absolute form as it came (RFC 9112, section 3.2.2); the
+    host in it says nothing to us, the Host header is checked.
+    """
+    path: str = scope["path"]
+    if path.startswith(("http://", "https://")):
+        path = "/" + path.split("/", 3)[3] if path.count("/") > 2 else "/"
+    root: str = scope.get("root_path", "")
+    return path[len(root) :] if root and path.startswith(root + "/") else path
+
+
 def _verified_subject(tls: Mapping[str, Any]) -> str:
     """Source: the ASGI TLS extension; `client_cert_error` is None when verified."""
     if tls.get("client_cert_error") is not None:

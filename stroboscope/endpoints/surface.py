@@ -141,7 +141,7 @@ class Surface:
 
     def handles_scope(self, scope: Scope) -> bool:
         """Whether an ASGI HTTP request is ours; false for everything else."""
-        return scope["type"] == "http" and self.handles(asgi_path(scope))
+        return scope["type"] == "http" and self.handles(asgi.path_of(scope))
 
     def handles(self, path: str) -> bool:
         """Whether a decoded path, less its root path, is ours."""
@@ -154,7 +154,7 @@ class Surface:
 
     async def asgi(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer an HTTP request. Nothing is collected on the loop."""
-        request = asgi.read(scope, asgi_path(scope))
+        request = asgi.read(scope, asgi.path_of(scope))
         if kept := self.hidden(request.path):
             asgi.hide_path(scope, kept)
 
@@ -355,19 +355,6 @@ class Surface:
 
 
 _EXPECTED = (BadHost, CrossSite, Forbidden, Throttled, Unauthenticated)
-
-
-def asgi_path(scope: Scope) -> str:
-    """The decoded path below the root path, for `Surface.handles`.
-
-    Some servers hand on the absolute form as it came (RFC 9112, section 3.2.2); the
-    host in it says nothing to us, the Host header is checked.
-    """
-    path: str = scope["path"]
-    if path.startswith(("http://", "https://")):
-        path = "/" + path.split("/", 3)[3] if path.count("/") > 2 else "/"
-    root: str = scope.get("root_path", "")
-    return path[len(root) :] if root and path.startswith(root + "/") else path
 
 
 def _handled(call: Call, path: str, action: Action) -> Response:
