@@ -28,6 +28,7 @@ try:
         trace_info,
         trace_open,
         trace_snapshot,
+        trace_stack,
         trace_want,
         trace_wanted,
     )
@@ -46,7 +47,7 @@ except ImportError:
     perfetto_write = timeline_read = timeline_text = _missing
     trace_after_fork = trace_capture_begin = trace_capture_drain = _missing
     trace_capture_end = trace_close = trace_fraction = trace_info = _missing
-    trace_open = trace_snapshot = trace_want = _missing
+    trace_open = trace_snapshot = trace_stack = trace_want = _missing
 
 #: Who wants events: the bits of `trace_want` and `trace_wanted`.
 FLIGHT, CAPTURE = 1, 2
@@ -76,6 +77,7 @@ __all__ = [
     "trace_info",
     "trace_open",
     "trace_snapshot",
+    "trace_stack",
     "trace_want",
     "trace_wanted",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import threading
 from collections import Counter, OrderedDict
@@ -11,12 +12,13 @@ from typing import TYPE_CHECKING, Protocol
 from weakref import WeakSet
 
 from stroboscope._clock import SYSTEM, Clock
-from stroboscope._core import engine
+from stroboscope._core import engine, recording
 from stroboscope._http.messages import Response
 from stroboscope.auth.tokens import Share
 from stroboscope.endpoints import otel
 from stroboscope.endpoints.agreement import Agreement
 from stroboscope.endpoints.audit import Audit
+from stroboscope.endpoints.blackboxes import adopt_dead
 from stroboscope.endpoints.captures import Capture, Captures
 from stroboscope.endpoints.garbage import Garbage
 from stroboscope.endpoints.gate import Gate
@@ -107,8 +109,14 @@ class Desk:
         if engine.info().kind == "native":
             keep_labels(self.settings.label_sets)
         self.agreement.adopt()
-        recorder.configure(self.settings.service, self.settings.recorder_bytes)
+        settings = self.settings
+        folder = None if self.members is None else self.members.folder
+        recorder.configure(settings.service, settings.recorder_bytes, folder)
         self.knobs.apply()
+        if folder is not None and recording.AVAILABLE:
+            # No thread to be had: whoever asks for the captures looks again.
+            with contextlib.suppress(RuntimeError):
+                engine.start_thread(lambda: adopt_dead(self))
 
     def add_loop(self, loop: asyncio.AbstractEventLoop) -> None:
         """Remember a loop whose tasks stacks are asked for, and watch it for stalls."""

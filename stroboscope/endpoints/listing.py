@@ -6,12 +6,17 @@ from typing import Any
 
 from stroboscope._http.messages import HTML, Response, refusal
 from stroboscope.endpoints import pages
+from stroboscope.endpoints.blackboxes import adopt_dead
 from stroboscope.endpoints.call import Call, as_json
 from stroboscope.endpoints.captures import Capture
 
 
 def list_captures(call: Call) -> Response:
-    """What is kept here and may be seen with this token, newest first."""
+    """What is kept here and may be seen with this token, newest first.
+
+    Looks for what killed processes left, too.
+    """
+    adopt_dead(call.desk)
     seen = call.desk.captures.seen_by(call.grant.scopes)
     if HTML.partition(";")[0] not in (call.request.header("accept") or ""):
         return as_json([described(one, call) for one in seen])

@@ -73,6 +73,8 @@ class _Chrome:
         for span in own:
             yield self._span(span, self._tid(span.thread))
         yield from self._notes()
+        for time_ns, text in self._line.stacks:
+            yield self._event("i", time_ns, 0, "stack", args={"stack": text}, s="p")
         for count in self._line.counts():
             counter = self._line.name(count.name)
             values = {counter: count.value}

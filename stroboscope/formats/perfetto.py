@@ -14,14 +14,15 @@ from stroboscope._core import recording
 from stroboscope.formats._wire import block, number, varint
 from stroboscope.formats.timeline import Timeline
 
-_PROCESS, _ABOUT, _THREADS, _RUNS, _COUNTERS = 1, 2, 0x1000, 0x20000, 0x40000
+_PROCESS, _ABOUT, _STACKS = 1, 2, 3
+_THREADS, _RUNS, _COUNTERS = 0x1000, 0x20000, 0x40000
 #: Names of debug annotations, from 1 on.
 _NOTES = (
     *("task", "method", "status", "trace_id", "span_id", "parent", "open", "failed"),
     *("message", "exception", "thread", "ended_on_thread"),
 )
 _REALTIME, _MONOTONIC, _BOOTTIME = 1, 3, 6
-_BEGIN, _END = 1, 2
+_BEGIN, _END, _INSTANT = 1, 2, 3
 _STATE_CLEARED, _NEEDS_STATE = 1, 2
 
 Fact = tuple[str, str | int]
@@ -44,6 +45,7 @@ def packets(timeline: Timeline, facts: Iterable[Fact] = ()) -> Iterator[bytes]:
     yield made.tracks()
     yield made.names()
     yield made.about(facts)
+    yield made.stacks()
     yield recording.perfetto_write(
         timeline.block,
         timeline.task_rows,
@@ -137,6 +139,18 @@ class _Packets:
             + self._event(timeline.from_ns, begin)
             + self._event(timeline.to_ns, number(9, _END) + track)
         )
+
+    def stacks(self) -> bytes:
+        """How threads stood when they were last looked at."""
+        if not self._timeline.stacks:
+            return b""
+        made = [self._below(_STACKS, _PROCESS, "stacks")]
+        track = number(9, _INSTANT) + number(11, self._uuid(_STACKS))
+        for time_ns, text in self._timeline.stacks:
+            shown = block(4, block(10, b"stack") + block(6, text.encode()))
+            named = block(23, text.partition("\n")[0].encode())
+            made.append(self._event(time_ns, track + named + shown))
+        return b"".join(made)
 
     def _event(self, time_ns: int, event: bytes) -> bytes:
         return self._packet(

@@ -126,6 +126,8 @@ class Timeline:
     torn: int
     lost: int
     refused: dict[str, int]
+    #: How threads stood when last looked at: moment, and name and frames as text.
+    stacks: tuple[tuple[int, str], ...]
     #: One moment on three clocks: monotonic, since 1970, since boot.
     clocks_ns: tuple[int, int, int]
 
@@ -158,6 +160,7 @@ class Timeline:
             refused={
                 name: found[f"{name}_refused"] for name in ("names", "tasks", "threads")
             },
+            stacks=_latest(found["stacks"]),
             clocks_ns=(
                 found["begin_ns"],
                 found["begin_unix_ns"],
@@ -241,3 +244,9 @@ class Timeline:
             return None
         found = Task._make(_TASK.unpack_from(rows, at * _TASK.size))
         return found if found.serial == serial else None
+
+
+def _latest(stacks: list[tuple[int, str]]) -> tuple[tuple[int, str], ...]:
+    """The last of each thread; two banks hold what was seen last and before."""
+    found = {text.partition("\n")[0]: (at, text) for at, text in sorted(stacks)}
+    return tuple(found.values())

@@ -1,19 +1,24 @@
 """The recorder of this process: a flight recorder that is always on, and captures.
 
-One ring in memory serves both. Nothing is recorded before a process takes part and says
-what it wants; a forked child begins anew.
+One ring in memory serves both; where there is a run directory the memory is a file's, so
+that it outlives its process: see `blackbox`. Nothing is recorded before a process takes
+part and says what it wants; a forked child begins anew.
 """
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import os
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from stroboscope._core import engine, recording
-from stroboscope.errors import EngineUnavailable
+from stroboscope.errors import EngineUnavailable, FolderError
 from stroboscope.settings import RECORDER_BYTES
+from stroboscope.tracing import blackbox
 
 #: A capture holds no more than this; what comes then is not in it, and it says so.
 CAPTURE_BYTES_CAP = 64 << 20
@@ -21,18 +26,32 @@ CAPTURE_BYTES_CAP = 64 << 20
 _DRAIN_S = 0.02
 
 
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """A capture's block, and how it ended: complete, full or cancelled."""
+
+    block: bytes
+    ended: str
+
+
 class Recorder:
     """Opens the ring when somebody wants it. Safe from any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._is_open = self._is_registered = False
+        self._is_open = self._is_registered = self._wants_flight = False
         self._bytes = RECORDER_BYTES
         self._service = ""
+        self._folder: blackbox.Folder | None = None
+        self._box: blackbox.Box | None = None
+        #: Why the ring is not in a file, though it should be; or nothing.
+        self.problem = ""
 
-    def configure(self, service: str, ring_bytes: int) -> None:
+    def configure(
+        self, service: str, ring_bytes: int, folder: blackbox.Folder | None = None
+    ) -> None:
         """How the ring is made, when it is; a ring that is there stays as it is."""
-        self._service, self._bytes = service, ring_bytes
+        self._service, self._bytes, self._folder = service, ring_bytes, folder
 
     def set_fraction(self, fraction: float) -> None:
         """Record this share of tasks from now on."""
@@ -40,13 +59,28 @@ class Recorder:
             recording.trace_fraction(fraction)
 
     def set_flight(self, is_on: bool) -> None:
-        """Begin or end to keep the last seconds. Nothing without the C engine."""
+        """Begin or end to keep the last seconds. Nothing without the C engine.
+
+        With a folder it begins a moment later, on a thread of ours: to make the file
+        takes milliseconds.
+        """
         if not recording.AVAILABLE:
             return
+        self._wants_flight = is_on
+        if is_on and self._folder is not None and not self._is_open:
+            with contextlib.suppress(RuntimeError):  # no thread to be had
+                engine.start_thread(self._apply)
+                return
+        self._apply()
+
+    def _apply(self) -> None:
         with self._lock:
-            if is_on:
+            if self._wants_flight:
                 self._open()
-            recording.trace_want(recording.FLIGHT, is_on)
+            if self._is_open:
+                recording.trace_want(recording.FLIGHT, self._wants_flight)
+            if self._wants_flight and self._box is not None:
+                self._box.watch()
 
     def snapshot(self) -> bytes | None:
         """The last seconds as a block for `Timeline.read`; None where nothing is."""
@@ -85,36 +119,45 @@ class Recorder:
         return Capture(block, ended)
 
     def close(self) -> None:
-        """Give the ring up."""
+        """Give the ring up, and its file: this process has nothing to tell any more."""
+        self._wants_flight = False
         with self._lock:
             if self._is_open:
                 recording.trace_close()
                 self._is_open = False
+            box, self._box = self._box, None
+            if box is not None:
+                box.remove()
 
     def _open(self) -> None:
         if self._is_open:
             return
         events = 1 << (self._bytes // recording.EVENT_BYTES).bit_length() - 1
-        recording.trace_open(None, events, self._service)
+        self.problem = ""
+        if self._folder is not None:
+            try:
+                self._box = blackbox.Box(self._folder, events, self._service)
+            except (OSError, FolderError) as error:
+                self.problem = str(error)
+        if self._box is None:
+            recording.trace_open(-1, events, self._service)
         self._is_open = True
         if not self._is_registered:
             self._is_registered = True
             os.register_at_fork(after_in_child=self._after_fork)
+            atexit.register(self._at_exit)
+
+    def _at_exit(self) -> None:
+        with contextlib.suppress(RuntimeError):  # somebody still reads it
+            self.close()
 
     def _after_fork(self) -> None:
         self._lock = threading.Lock()
         self._is_open = False
         recording.trace_after_fork()
-
-
-class Capture:
-    """A capture's block, and how it ended: complete, full or cancelled."""
-
-    __slots__ = ("block", "ended")
-
-    def __init__(self, block: bytes, ended: str) -> None:
-        self.block = block
-        self.ended = ended
+        box, self._box = self._box, None
+        if box is not None:
+            box.leave()
 
 
 recorder = Recorder()

@@ -29,7 +29,8 @@ sb_box_bytes(size_t events)
 {
     return pages(sizeof(sb_box)) + pages(SB_NAMES_BYTES) +
            pages(SB_THREADS_MAX_BOX * sizeof(sb_thread_row)) +
-           pages(SB_TASKS_MAX * sizeof(sb_task_row)) + pages(SB_TEXTS_BYTES) +
+           pages(SB_TASKS_MAX * sizeof(sb_task_row)) +
+           pages(2 * SB_STACKS_MAX * sizeof(sb_stack_row)) + pages(SB_TEXTS_BYTES) +
            pages(events * sizeof(sb_event));
 }
 
@@ -57,6 +58,9 @@ sb_box_format(sb_box *box, size_t events, const char *service)
     box->tasks_at = at;
     box->tasks_count = SB_TASKS_MAX;
     at += pages(SB_TASKS_MAX * sizeof(sb_task_row));
+    box->stacks_at = at;
+    box->stacks_count = 2 * SB_STACKS_MAX;
+    at += pages(2 * SB_STACKS_MAX * sizeof(sb_stack_row));
     box->texts_at = at;
     box->texts_bytes = SB_TEXTS_BYTES;
     at += pages(SB_TEXTS_BYTES);
@@ -94,6 +98,33 @@ text_check(const char *text, size_t length)
         hash = (hash ^ (unsigned char)text[i]) * 16777619u;
     }
     return (uint16_t)(hash >> 16 ^ hash);
+}
+
+static uint32_t
+stack_check(const sb_stack_row *row)
+{
+    return (uint32_t)row->time_ns * 2654435761u ^ row->length ^
+           text_check(row->text, row->length);
+}
+
+int
+sb_stack_is_whole(const sb_stack_row *row)
+{
+    return row->time_ns && row->length <= SB_STACK_BYTES_MAX &&
+           row->check == stack_check(row);
+}
+
+void
+sb_box_put_stack(sb_box *box, uint32_t row, uint64_t time_ns, const char *text,
+                 size_t length)
+{
+    sb_stack_row *place = (sb_stack_row *)((char *)box + box->stacks_at) + row;
+    place->time_ns = 0;
+    atomic_thread_fence(memory_order_release);
+    place->length = (uint32_t)sb_utf8_cut(text, length, SB_STACK_BYTES_MAX);
+    memcpy(place->text, text, place->length);
+    place->time_ns = time_ns;
+    place->check = stack_check(place);
 }
 
 uint32_t

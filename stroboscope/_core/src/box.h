@@ -27,6 +27,9 @@
 #define SB_TASKS_MAX 1024
 #define SB_TEXTS_BYTES ((size_t)1 << 20)
 #define SB_TEXT_BYTES_MAX 512
+/* Threads whose stacks are kept, in two banks that are written in turn. */
+#define SB_STACKS_MAX 32
+#define SB_STACK_BYTES_MAX 1000
 #define SB_RING_EVENTS_MIN 1024
 #define SB_RING_EVENTS_MAX ((size_t)1 << 24)
 
@@ -81,6 +84,13 @@ typedef struct {
     uint64_t region_begin_ns;
 } sb_task_row;
 
+/* How a thread stood, as text. Torn where the check does not fit. */
+typedef struct {
+    uint64_t time_ns; /* 0: none */
+    uint32_t check, length;
+    char text[SB_STACK_BYTES_MAX];
+} sb_stack_row;
+
 typedef struct {
     uint64_t magic;
     uint32_t version, pid;
@@ -89,6 +99,7 @@ typedef struct {
     uint64_t threads_at, threads_count;
     uint64_t tasks_at, tasks_count;
     uint64_t texts_at, texts_bytes;
+    uint64_t stacks_at, stacks_count;
     uint64_t events_at, events_count; /* a power of two in a ring */
     uint64_t begin_ns, begin_unix_ns, begin_boot_ns; /* one moment on three clocks */
     uint64_t from_ns, end_ns;         /* what a copy covers, else 0 */
@@ -151,6 +162,10 @@ uint32_t sb_text_put(char *texts, size_t room, size_t *used, const char *text,
  * any bytes: reads only inside `texts`. */
 const char *sb_text_at(const char *texts, uint64_t bytes, uint32_t position,
                        uint32_t *length);
+/* Note a stack of now in one of the rows. */
+void sb_box_put_stack(sb_box *box, uint32_t row, uint64_t time_ns, const char *text,
+                      size_t length);
+int sb_stack_is_whole(const sb_stack_row *row);
 /* Bytes of `text`, at most `limit`, that end no character in its middle. */
 size_t sb_utf8_cut(const char *text, size_t length, size_t limit);
 

@@ -136,6 +136,8 @@ sb_block_problem(const char *block, size_t bytes)
                is_inside(box->threads_at, box->threads_count, sizeof(sb_thread_row),
                          bytes) &&
                is_inside(box->tasks_at, box->tasks_count, sizeof(sb_task_row), bytes) &&
+               is_inside(box->stacks_at, box->stacks_count, sizeof(sb_stack_row),
+                         bytes) &&
                is_inside(box->texts_at, box->texts_bytes, 1, bytes) &&
                is_inside(box->events_at, box->events_count, sizeof(sb_event), bytes) &&
                box->names_used <= box->names_bytes;

@@ -59,6 +59,29 @@ threads_of(const sb_box *box, const char *block)
     return found;
 }
 
+/* [(time, text)] of how threads stood when they were last looked at. */
+static PyObject *
+stacks_of(const sb_box *box, const char *block)
+{
+    const sb_stack_row *rows =
+        (const sb_stack_row *)(const void *)(block + box->stacks_at);
+    PyObject *found = PyList_New(0);
+    for (uint64_t i = 0; found != NULL && i < box->stacks_count; i++) {
+        if (!sb_stack_is_whole(&rows[i])) {
+            continue;
+        }
+        PyObject *text = PyUnicode_DecodeUTF8(rows[i].text, rows[i].length, "replace");
+        PyObject *row =
+            text ? Py_BuildValue("(KO)", (unsigned long long)rows[i].time_ns, text) : NULL;
+        if (row == NULL || PyList_Append(found, row) < 0) {
+            Py_CLEAR(found);
+        }
+        Py_XDECREF(row);
+        Py_XDECREF(text);
+    }
+    return found;
+}
+
 #define K(value) (unsigned long long)(value)
 
 static PyObject *
@@ -74,12 +97,12 @@ described(const sb_timeline *line, const char *block)
         PyUnicode_DecodeUTF8(python, (Py_ssize_t)strlen(python), "replace");
     /* N steals, and fails for NULL. */
     return Py_BuildValue(
-        "{s:N,s:N,s:N,s:N,s:N,s:N,s:N,s:N,s:N,s:I,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,"
+        "{s:N,s:N,s:N,s:N,s:N,s:N,s:N,s:N,s:N,s:N,s:I,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,"
         "s:K,s:K}",
         "tasks", rows_as_bytes(&line->tasks), "spans", rows_as_bytes(&line->spans),
         "notes", rows_as_bytes(&line->notes), "runs", rows_as_bytes(&line->runs),
         "counts", rows_as_bytes(&line->counts), "names", names_of(box, block), "threads",
-        threads_of(box, block), "service", service_text, "python", python_text, "pid",
+        threads_of(box, block), "stacks", stacks_of(box, block), "service", service_text, "python", python_text, "pid",
         (unsigned int)box->pid, "from_ns", K(line->from_ns), "to_ns", K(line->to_ns),
         "events", K(line->events), "torn", K(line->torn), "lost", K(line->lost),
         "begin_ns", K(box->begin_ns), "begin_unix_ns", K(box->begin_unix_ns),

@@ -1,4 +1,5 @@
 #define _GNU_SOURCE
+#define PY_SSIZE_T_CLEAN
 #include "trace.h"
 
 #include <errno.h>
@@ -172,34 +173,22 @@ sb_trace_thread(void)
 
 /* ---- the box ---------------------------------------------------------------------- */
 
-/* Memory for a box: of the file at `path`, made anew, or anonymous. NULL with an
- * exception. The file is private to its owner and no link is followed. */
+/* Memory for a box: the file's, or anonymous for -1. NULL with an exception. */
 static sb_box *
-map_box(const char *path, size_t bytes)
+map_box(int file, size_t bytes)
 {
-    int file = -1;
-    if (path != NULL) {
-        file = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
-        /* Blocks for all of it now: a full disk must not become a SIGBUS later. */
-        int failed = file < 0 ? errno : posix_fallocate(file, 0, (off_t)bytes);
-        if (failed) {
-            errno = failed;
-            PyErr_SetFromErrnoWithFilename(PyExc_OSError, path);
-            if (file >= 0) {
-                close(file);
-                unlink(path);
-            }
-            return NULL;
-        }
+    /* Blocks for all of it now: a full disk must not become a SIGBUS later. */
+    int failed = file < 0 ? 0 : posix_fallocate(file, 0, (off_t)bytes);
+    if (failed) {
+        errno = failed;
+        PyErr_SetFromErrno(PyExc_OSError);
+        return NULL;
     }
     void *block = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
                        file < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED, file, 0);
     if (block == MAP_FAILED) {
         PyErr_SetFromErrno(PyExc_OSError);
-        block = NULL;
-    }
-    if (file >= 0) {
-        close(file);
+        return NULL;
     }
     return block;
 }
@@ -224,9 +213,10 @@ forget_box(void)
 static PyObject *
 trace_open(PyObject *Py_UNUSED(module), PyObject *args)
 {
-    const char *path, *service;
+    int file;
+    const char *service;
     Py_ssize_t events;
-    if (!PyArg_ParseTuple(args, "zns", &path, &events, &service)) {
+    if (!PyArg_ParseTuple(args, "ins", &file, &events, &service)) {
         return NULL;
     }
     if (events < SB_RING_EVENTS_MIN || (size_t)events > SB_RING_EVENTS_MAX ||
@@ -234,7 +224,7 @@ trace_open(PyObject *Py_UNUSED(module), PyObject *args)
         PyErr_SetString(PyExc_ValueError, "no power of two in bounds, or open already");
         return NULL;
     }
-    sb_box *box = map_box(path, sb_box_bytes((size_t)events));
+    sb_box *box = map_box(file, sb_box_bytes((size_t)events));
     if (box == NULL) {
         return NULL;
     }
@@ -294,6 +284,26 @@ trace_wanted(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
     return PyLong_FromUnsignedLong(sb_trace.wanted);
 }
 
+/* trace_stack(row, text): how a thread stands, for who reads the block after a crash. */
+static PyObject *
+trace_stack(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    unsigned int row;
+    const char *text;
+    Py_ssize_t length;
+    if (!PyArg_ParseTuple(args, "Is#", &row, &text, &length)) {
+        return NULL;
+    }
+    if (row >= 2 * SB_STACKS_MAX) {
+        PyErr_SetString(PyExc_ValueError, "no such row");
+        return NULL;
+    }
+    if (sb_trace.box != NULL) {
+        sb_box_put_stack(sb_trace.box, row, sb_trace_now_ns(), text, (size_t)length);
+    }
+    Py_RETURN_NONE;
+}
+
 static PyObject *
 trace_info(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
 {
@@ -341,6 +351,7 @@ static PyMethodDef methods[] = {
     {"trace_want", trace_want, METH_VARARGS, "Begin or end a wish for events."},
     {"trace_wanted", trace_wanted, METH_NOARGS, "Who wants events; 0 for nobody."},
     {"trace_fraction", trace_fraction, METH_O, "Record this share of tasks."},
+    {"trace_stack", trace_stack, METH_VARARGS, "Note how a thread stands."},
     {"trace_info", trace_info, METH_NOARGS, "What the recorder holds."},
     {"trace_after_fork", after_fork, METH_NOARGS, "Begin anew in a forked child."},
     {NULL, NULL, 0, NULL},

@@ -1,0 +1,164 @@
+"""The black box: a recorder's ring in a file that outlives its process.
+
+`box-<pid>-<number>` in the service's folder, locked for as long as its process lives; a
+process that ends in order removes it. One that is there and not locked is of a process
+that was killed: whoever looks first takes it, reads what the dead one was doing, and
+removes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import secrets
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import FrameType
+from typing import Protocol
+
+from stroboscope._core import engine, recording
+from stroboscope.errors import FolderError, RecordingFormatError
+from stroboscope.formats.timeline import Timeline
+
+#: How often the stacks of threads are noted, and how much of each: its leaf.
+STACKS_EVERY_S = 0.5
+STACK_FRAMES = 16
+#: Threads whose stacks are kept; see `_core/src/box.h`.
+STACKS_CAP = 32
+#: Boxes read in one go, and the longest of them: the rest are only removed.
+DEAD_CAP = 8
+BOX_BYTES_CAP = 600 << 20
+_NAME = re.compile(r"box-([1-9][0-9]{0,9})-[0-9a-f]{12}")
+
+
+class Folder(Protocol):
+    """What a box needs of the service's folder; all of it raises FolderError."""
+
+    def names(self) -> list[str]:
+        """The files in it."""
+
+    def open(self, name: str, flags: int = ...) -> int:
+        """A descriptor of a file."""
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there."""
+
+
+class Box:
+    """The box of this process. Raises: FolderError, OSError (such as a full disk)."""
+
+    def __init__(self, folder: Folder, events: int, service: str) -> None:
+        self._folder = folder
+        self._name = f"box-{os.getpid()}-{secrets.token_hex(6)}"
+        self._file = folder.open(self._name, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        self._watches = False
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(self._file).st_nlink == 0:  # taken for a dead one's
+                raise FolderError("the black box was removed as it was made")
+            recording.trace_open(self._file, events, service)
+        except BaseException:
+            self.remove()
+            raise
+
+    def watch(self) -> None:
+        """Note the stacks of all threads twice a second, while something records."""
+        if not self._watches:
+            self._watches = True
+            engine.start_thread(self._note_stacks)
+
+    def leave(self) -> None:
+        """In a forked child: the box is its parent's, and so is the lock."""
+        self._watches = False
+        os.close(self._file)
+
+    def remove(self) -> None:
+        """Remove the file. Raises nothing."""
+        self._watches = False
+        with contextlib.suppress(FolderError):
+            self._folder.remove(self._name)
+        os.close(self._file)
+
+    def _note_stacks(self) -> None:
+        bank = 0
+        while self._watches and recording.trace_wanted():
+            own = engine.own_threads()
+            frames = sys._current_frames()
+            idents = [ident for ident in frames if ident not in own]
+            for row, ident in enumerate(idents[:STACKS_CAP]):
+                text = f"{_thread_name(ident)} ({ident:x})\n{stack_text(frames[ident])}"
+                text = text.encode("utf-8", "replace").decode()
+                recording.trace_stack(bank * STACKS_CAP + row, text)
+            bank = 1 - bank
+            del frames
+            engine.sleep(STACKS_EVERY_S)
+        self._watches = False
+
+
+@dataclass(frozen=True, slots=True)
+class Dead:
+    """What a process left that was killed."""
+
+    pid: int
+    timeline: Timeline
+
+
+def take_dead(folder: Folder) -> Iterator[Dead]:
+    """The boxes of processes that were killed, newest first; each is had only once.
+
+    What is no readable box is removed. Blocks. Raises: FolderError.
+    """
+    found = [name for name in folder.names() if _NAME.fullmatch(name)]
+    for count, name in enumerate(_newest_first(folder, found)):
+        with contextlib.suppress(FolderError, OSError):  # somebody was faster
+            block = _taken(folder, name, is_read=count < DEAD_CAP)
+            if block is not None:
+                with contextlib.suppress(RecordingFormatError):
+                    timeline = Timeline.read(block)
+                    yield Dead(timeline.pid, timeline)
+
+
+def _newest_first(folder: Folder, names: list[str]) -> list[str]:
+    ages = []
+    for name in names:
+        with contextlib.suppress(FolderError, OSError):
+            file = folder.open(name, os.O_RDONLY)
+            try:
+                ages.append((os.fstat(file).st_mtime_ns, name))
+            finally:
+                os.close(file)
+    return [name for _, name in sorted(ages, reverse=True)]
+
+
+def _taken(folder: Folder, name: str, *, is_read: bool) -> bytes | None:
+    """The bytes of a box that nobody holds, which is then gone; else None."""
+    file = folder.open(name, os.O_RDWR)
+    with open(file, "rb", buffering=0) as box:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return None
+        size = os.fstat(file).st_size
+        block = box.readall() if is_read and size <= BOX_BYTES_CAP else None
+        folder.remove(name)
+    return block
+
+
+def stack_text(frame: FrameType | None) -> str:
+    """The leaf-most frames, one a line: no values, as in every stack we show."""
+    lines: list[str] = []
+    while frame is not None and len(lines) < STACK_FRAMES:
+        code = frame.f_code
+        name = os.path.basename(code.co_filename)
+        lines.append(f"{code.co_qualname} {name}:{frame.f_lineno}")
+        frame = frame.f_back
+    return "\n".join(lines)
+
+
+def _thread_name(ident: int) -> str:
+    thread = threading._active.get(ident)  # type: ignore[attr-defined]
+    return str(getattr(thread, "_name", f"thread {ident}"))
