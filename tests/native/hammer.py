@@ -18,10 +18,14 @@ import sys
 import tempfile
 import threading
 import time
+import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterator
 
 from stroboscope._core import LABELS, Capture, LabelCell, _native, engine
+from stroboscope.formats.profile import Profile
+from stroboscope.labels import TABLE, label_set
+from stroboscope.profiles import heap
 
 VARIABLES = [contextvars.ContextVar[int](f"v{i}") for i in range(200)]
 
@@ -40,7 +44,7 @@ BURN: dict[str, Callable[[int], int]] = {"a": burn_a, "b": burn_b}
 def labelled(label: str) -> LabelCell:
     for variable in random.sample(VARIABLES, random.choice((1, 17, 200))):
         variable.set(1)
-    cell = LabelCell(label)
+    cell = LabelCell(label_set({"name": label}))
     LABELS.set(cell)
     return cell
 
@@ -142,7 +146,41 @@ def coroutines_are_dropped() -> None:
         coroutine.close()
 
 
+def hold_a(kept: list[object], size: int) -> None:
+    kept.append([bytes(size) for _ in range(20)])
+
+
+def hold_b(kept: list[object], size: int) -> None:
+    kept.append([bytearray(size) for _ in range(20)])
+
+
+HOLD: dict[str, Callable[[list[object], int], None]] = {"a": hold_a, "b": hold_b}
+KEPT: list[object] = []
+
+
+def memory_comes_and_goes() -> None:
+    """Under labels, across threads: what one thread made another frees."""
+    for name in "abab":
+        cell = labelled(name)
+        HOLD[name](KEPT, random.choice((1, 30, 600, 5000, 200_000)))
+        growing: list[int] = []
+        growing.extend(range(random.choice((10, 1000))))
+        del growing[5:]
+        cell.publish()
+    if len(KEPT) > 100:
+        del KEPT[: random.randrange(100)]
+
+
+def heap_switches() -> None:
+    heap.set_rate(random.choice((0, 1, 100, 65_536)))
+    if random.random() < 0.1:
+        tracemalloc.stop() if tracemalloc.is_tracing() else tracemalloc.start()
+
+
 WORK = (
+    memory_comes_and_goes,
+    memory_comes_and_goes,
+    heap_switches,
     signals_from_others,
     modules_reload,
     coroutines_are_dropped,
@@ -169,7 +207,20 @@ def judge(capture: Capture, seen: Counter[str]) -> None:
         burning = [n[-1] for n in names if n in ("burn_a", "burn_b")]
         seen["samples"] += count
         if len(burning) == 1 and chain:
-            seen["right" if chain[-1] == burning[0] else "wrong"] += count
+            labels = TABLE.merge(chain)
+            seen["right" if labels["name"] == burning[0] else "wrong"] += count
+
+
+def judge_heap(profile: Profile, seen: Counter[str]) -> None:
+    for sample in profile.samples:
+        names = {frame.function for frame in sample.stack} & {"hold_a", "hold_b"}
+        label = dict(sample.labels).get("name")
+        if label and len(names) == 1:
+            is_right = label == names.pop()[-1]
+            seen["heap right" if is_right else "heap wrong"] += 1
+        seen["heap"] += 1
+        if min(sample.values) < 0:
+            seen["heap below zero"] += 1
 
 
 def main(seconds: float) -> int:
@@ -197,13 +248,15 @@ def main(seconds: float) -> int:
         processes_fork()
         storm.join()
         judge(window.close(), seen)
+        judge_heap(heap.collect_heap(), seen)
     for thread in some:
         thread.join()
     counters = engine.info().counters
-    print(dict(seen), {k: v for k, v in counters.items() if v})
+    print(dict(seen), {k: v for k, v in counters.items() if v}, _native.heap_info())
     for failure in failures:
         print("failed:", repr(failure))
-    return 1 if failures or seen["wrong"] or not seen["right"] else 0
+    wrong = seen["wrong"] + seen["heap wrong"] + seen["heap below zero"]
+    return 1 if failures or wrong or not seen["right"] or not seen["heap right"] else 0
 
 
 if __name__ == "__main__":

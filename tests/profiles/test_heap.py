@@ -352,6 +352,10 @@ near(0)
 assert _native.heap_info()["cut"] == 1
 assert any("took our hooks away" in c for c in heap.collect_heap().comments)
 kept = hold(); near(1)
+tracemalloc.start(); heap.set_rate(0); heap.set_rate(2000); kept = hold()
+tracemalloc.stop(); del kept
+heap.set_rate(2000)
+near(0)
 for _ in range(100):
     tracemalloc.start(); heap.set_rate(0); heap.set_rate(2000); tracemalloc.stop()
 kept = None; kept = hold(); live(); kept = None; kept = hold(); near(1)

@@ -441,6 +441,28 @@ hook_all(void)
     return cut;
 }
 
+/* See to it that both domains are hooked. Where they were hooked and are no more,
+ * somebody has put back what was there before us: what was freed meanwhile is unknown.
+ * 1 when hooks are new, 0, or -1 with an exception. */
+static int
+mend(void)
+{
+    int was_cut = hook_all();
+    if (was_cut > 0 && is_on) {
+        times_cut++;
+        forget_live();
+    }
+    return was_cut < 0 ? -1 : was_cut;
+}
+
+static void
+count_down_anew(void)
+{
+    for (int i = 0; i < DOMAIN_COUNT; i++) {
+        hooked[i]->countdown = next_distance();
+    }
+}
+
 static PyObject *
 heap_start(PyObject *Py_UNUSED(module), PyObject *argument)
 {
@@ -452,14 +474,12 @@ heap_start(PyObject *Py_UNUSED(module), PyObject *argument)
         PyErr_SetString(PyExc_ValueError, "a sample every so many bytes, at least 1");
         return NULL;
     }
-    if (prepare() < 0 || hook_all() < 0) {
+    if (prepare() < 0 || mend() < 0) {
         return NULL;
     }
     is_on = 1;
     rate = wanted;
-    for (int i = 0; i < DOMAIN_COUNT; i++) {
-        hooked[i]->countdown = next_distance();
-    }
+    count_down_anew();
     Py_RETURN_NONE;
 }
 
@@ -481,33 +501,20 @@ heap_stop(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
     return PyBool_FromLong(stop());
 }
 
-/* Somebody who put back what was there before us has taken our hooks away: what was
- * freed meanwhile is unknown. */
-static int
-mend(void)
-{
-    if (!is_on) {
-        return 0;
-    }
-    int was_cut = hook_all();
-    if (was_cut > 0) {
-        times_cut++;
-        forget_live();
-        for (int i = 0; i < DOMAIN_COUNT; i++) {
-            hooked[i]->countdown = next_distance();
-        }
-    }
-    return was_cut < 0 ? -1 : 0;
-}
-
 static PyObject *
 heap_copy(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
 {
     if (ledger == NULL) {
         Py_RETURN_NONE;
     }
-    if (mend() < 0) {
-        return NULL;
+    if (is_on) {
+        int was_cut = mend();
+        if (was_cut < 0) {
+            return NULL;
+        }
+        if (was_cut) {
+            count_down_anew();
+        }
     }
     settle_all();
     return sb_ledger_copy(ledger);
