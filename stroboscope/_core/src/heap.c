@@ -22,6 +22,7 @@ enum { ALLOC_OBJECTS, ALLOC_SPACE, INUSE_OBJECTS, INUSE_SPACE, WIDTH };
 typedef struct {
     int64_t countdown; /* bytes to the next sample */
     PyMemAllocatorEx under;
+    int domain;
 } layer;
 
 static const PyMemAllocatorDomain DOMAINS[] = {PYMEM_DOMAIN_OBJ, PYMEM_DOMAIN_MEM};
@@ -324,18 +325,21 @@ is_in_chain(int domain)
     return (int)passes;
 }
 
-/* A layer over what is there now; the last one where that is the same. */
+/* A layer over what is there now: one that was there before, or a new one; NULL when
+ * there are too many. */
 static layer *
-layer_over(const PyMemAllocatorEx *under, layer *last)
+layer_over(const PyMemAllocatorEx *under, int domain)
 {
-    if (last != NULL && are_equal(&last->under, under)) {
-        return last;
+    for (int i = 0; i < layer_count; i++) {
+        if (layers[i].domain == domain && are_equal(&layers[i].under, under)) {
+            return &layers[i];
+        }
     }
     if (layer_count == SB_HEAP_LAYERS_MAX) {
         return NULL;
     }
     layer *made = &layers[layer_count++];
-    *made = (layer){INERT, *under};
+    *made = (layer){INERT, *under, domain};
     return made;
 }
 
@@ -352,7 +356,7 @@ hook(int domain)
     if (hooked[domain] != NULL) {
         hooked[domain]->countdown = INERT;
     }
-    layer *self = layer_over(&under, hooked[domain]);
+    layer *self = layer_over(&under, domain);
     if (self == NULL) {
         return -1;
     }
