@@ -78,8 +78,8 @@ class LedgerCopy:
     @property
     def owners(self) -> list[Owner]: ...
     def __len__(self) -> int: ...
-    def rows(self, first: int, count: int, /) -> list[tuple[int, ...]]:
-        """A slice of rows: stack or -1, position in `owners`, the values."""
+    def column(self, number: int, /) -> bytes:
+        """int64 of all rows: 0 stack or -1, 1 position in `owners`, then the values."""
 
 class Ledger:
     """Totals of 1 to 4 values by stack and labels; see `_core/src/ledger.h`."""

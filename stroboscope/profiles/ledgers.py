@@ -7,8 +7,8 @@ again (what is in use) show it at once, under what is known.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable
-from operator import add
 from typing import Any, Protocol
 
 from stroboscope._core import LabelCell
@@ -33,8 +33,8 @@ class Copy(Protocol):
     def __len__(self) -> int:
         """How many rows."""
 
-    def rows(self, first: int, count: int, /) -> list[tuple[int, ...]]:
-        """A slice of rows: stack or -1, position in `owners`, the values."""
+    def column(self, number: int, /) -> bytes:
+        """int64 of all rows: 0 stack or -1, 1 position in `owners`, then the values."""
 
 
 def keep_labels(label_sets: int) -> None:
@@ -50,32 +50,37 @@ def to_columns(copy: Copy, width: int, growing: Iterable[int]) -> Columns:
     `growing` are the columns that count only what has its final labels. Blocks for
     some milliseconds per thousand rows, with breaths; belongs on a thread of ours.
     """
-    from stroboscope._core.places import places_of, slices  # a copy: then C is there
+    from stroboscope._core.places import places_of  # a copy: then C is there
 
     breathe = Breath()
-    rows = slices(len(copy), copy.rows)
-    places, interned, at = places_of(row[0] for row in rows)
+    stack_ids, owners, *values = (
+        array("q", copy.column(number)) for number in range(2 + width)
+    )
+    places, interned, at = places_of(stack_ids)
     frames = [_CUT, _OVERFLOW, *(Frame(*place) for place in places)]
     stacks: list[tuple[int, ...]] = [(_OVERFLOW_AT,)]
     for stack in interned:
         stacks.append(tuple(place + 2 if place >= 0 else _CUT_AT for place in stack))
         breathe()
     numbers, label_sets, settled = _labels(copy.owners, breathe)
-    waiting = frozenset(growing)
-    sums: dict[int, list[int]] = {}
-    for row in rows:
-        owner, values = row[1], list(row[2:])
-        if not settled[owner]:
-            values = [0 if i in waiting else v for i, v in enumerate(values)]
-        if any(values):
-            number = at[row[0]] + 1 if row[0] >= 0 else 0
-            key = number * len(label_sets) + numbers[owner]
-            known = sums.get(key)
-            sums[key] = values if known is None else list(map(add, known, values))
+    # Numbers only, so that the garbage collector has nothing to visit.
+    keys = array("q")
+    for stack_id, owner in zip(stack_ids, owners, strict=True):
+        number = at[stack_id] + 1 if stack_id >= 0 else 0
+        keys.append(number * len(label_sets) + numbers[owner])
         breathe()
+    waiting = frozenset(growing)
+    sums: list[dict[int, int]] = [dict.fromkeys(keys, 0) for _ in values]
+    for i, column in enumerate(values):
+        for key, owner, value in zip(keys, owners, column, strict=True):
+            if i not in waiting or settled[owner]:
+                sums[i][key] += value
+            breathe()
     made = Columns(frames, stacks, label_sets, width)
-    for key, total in sums.items():
-        made.add(*divmod(key, len(label_sets)), total)
+    for key in sums[0]:
+        total = [one[key] for one in sums]
+        if any(total):
+            made.add(*divmod(key, len(label_sets)), total)
         breathe()
     return made
 

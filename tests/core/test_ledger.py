@@ -2,6 +2,7 @@
 
 import gc
 import os
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextvars import Context
@@ -41,11 +42,15 @@ def named(owners: list[Any], at: int) -> tuple[object, ...]:
     return (*named(owners, parent), thing) if kind == "pending" else tuple(thing)
 
 
+def column(copy: _native.LedgerCopy, number: int) -> "array[int]":
+    return array("q", copy.column(number))
+
+
 def totals(ledger: _native.Ledger) -> Owned:
     """The first value by owner."""
     copy = ledger.copy()
     found: Counter[tuple[object, ...]] = Counter()
-    for _, owner, first, _ in copy.rows(0, len(copy)):
+    for owner, first in zip(column(copy, 1), column(copy, 2), strict=True):
         if first:
             found[named(copy.owners, owner)] += first
     return dict(found)
@@ -235,7 +240,8 @@ def test_what_finds_no_row_is_counted_without_stack(ledger: _native.Ledger) -> N
     cells = [LabelCell(f"cell {n}") for n in range(700)]
     Context().run(deep, cells, 99)
     copy = ledger.copy()
-    without = sum(r[2] for r in copy.rows(0, len(copy)) if r[0] == -1)
+    rows = zip(column(copy, 0), column(copy, 2), strict=True)
+    without = sum(value for stack, value in rows if stack == -1)
     for cell in cells:
         cell.publish()
 

@@ -95,7 +95,7 @@ def test_the_real_pprof_shows_use_growth_and_differences(
 
     def pprof(*arguments: str | Path) -> str:
         done = subprocess.run(
-            [*go_pprof, *map(str, arguments)],
+            [*go_pprof, "-unit=MB", *map(str, arguments)],
             capture_output=True,
             text=True,
             timeout=110,

@@ -1,6 +1,7 @@
 #include "ledger.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 #include "owner.h"
 #include "stacks.h"
@@ -110,50 +111,40 @@ copy_get_owners(PyObject *object, void *Py_UNUSED(closure))
     return Py_NewRef(((copy_object *)object)->owners);
 }
 
-static PyObject *
-line_tuple(const sb_ledger_line *line, int width)
+static int64_t
+cell_of(const sb_ledger_line *line, int column)
 {
-    PyObject *tuple = PyTuple_New(2 + width);
-    if (tuple == NULL) {
-        return NULL;
+    if (column == 0) {
+        return line->stack == SB_LEDGER_NO_STACK ? -1 : (int64_t)line->stack;
     }
-    int64_t stack = line->stack == SB_LEDGER_NO_STACK ? -1 : (int64_t)line->stack;
-    for (int i = 0; i < 2 + width; i++) {
-        PyObject *number = PyLong_FromLongLong(i == 0   ? stack
-                                               : i == 1 ? (int64_t)line->owner
-                                                        : line->values[i - 2]);
-        if (number == NULL) {
-            Py_DECREF(tuple);
-            return NULL;
-        }
-        PyTuple_SET_ITEM(tuple, i, number);
-    }
-    return tuple;
+    return column == 1 ? (int64_t)line->owner : line->values[column - 2];
 }
 
+/* Numbers, not objects: tens of thousands of tuples would set the garbage collector
+ * off, and the application would wait for it. */
 static PyObject *
-copy_rows(PyObject *object, PyObject *args)
+copy_column(PyObject *object, PyObject *argument)
 {
     copy_object *self = (copy_object *)object;
-    Py_ssize_t first, count;
-    if (!PyArg_ParseTuple(args, "nn", &first, &count)) {
+    long column = PyLong_AsLong(argument);
+    if (PyErr_Occurred()) {
         return NULL;
     }
-    if (first < 0 || count < 0) {
-        PyErr_SetString(PyExc_ValueError, "slices count up from 0");
+    if (column < 0 || column >= 2 + self->width) {
+        PyErr_SetString(PyExc_ValueError, "no such column");
         return NULL;
     }
-    size_t length = sb_slice_length(self->count, (size_t)first, (size_t)count);
-    PyObject *list = PyList_New((Py_ssize_t)length);
-    for (size_t i = 0; list != NULL && i < length; i++) {
-        PyObject *row = line_tuple(&self->lines[(size_t)first + i], self->width);
-        if (row == NULL) {
-            Py_CLEAR(list);
-            break;
-        }
-        PyList_SET_ITEM(list, (Py_ssize_t)i, row);
+    PyObject *bytes = PyBytes_FromStringAndSize(
+        NULL, (Py_ssize_t)(self->count * sizeof(int64_t)));
+    if (bytes == NULL) {
+        return NULL;
     }
-    return list;
+    char *at = PyBytes_AS_STRING(bytes);
+    for (uint32_t i = 0; i < self->count; i++) {
+        int64_t number = cell_of(&self->lines[i], (int)column);
+        memcpy(at + i * sizeof number, &number, sizeof number);
+    }
+    return bytes;
 }
 
 static PyGetSetDef copy_getset[] = {
@@ -162,7 +153,7 @@ static PyGetSetDef copy_getset[] = {
 };
 
 static PyMethodDef copy_methods[] = {
-    {"rows", copy_rows, METH_VARARGS, "Rows (stack, owner position, values), a slice."},
+    {"column", copy_column, METH_O, "Stack, owner position or a value of all rows."},
     {NULL, NULL, 0, NULL},
 };
 
