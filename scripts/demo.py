@@ -12,6 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "demo-cpu.pb.gz"
+HEAP = ROOT / "demo-allocs.pb.gz"
 SECONDS = 5
 TENANTS = ("acme", "globex", "initech", "umbrella", "hooli")
 PATHS = ("/checkout/42", "/search", "/render/home")
@@ -74,6 +75,16 @@ def fetch(base, token):
     ticker.join()
 
 
+def heap(base, token, env):
+    """One answer about memory: bytes allocated by endpoint since the start."""
+    url = f"{base}/debug/pprof/allocs"
+    print(f"\n$ curl -H 'Authorization: Bearer $TOKEN' -o {HEAP.name} '{url}'")
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
+    HEAP.write_bytes(urllib.request.urlopen(request, timeout=60).read())
+    print(f"\n$ stroboscope top --by endpoint {HEAP.name}")
+    print(tool("top", "--by", "endpoint", str(HEAP), env=env))
+
+
 def show(env):
     for arguments in (
         ["--tagfocus", "endpoint=/checkout/{item}", "--tagfocus", "tenant=acme", "-n", "8"],
@@ -91,6 +102,7 @@ def main():
     base = f"http://127.0.0.1:{port}"
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     env["STROBOSCOPE_KEYS"] = tool("key", env=env)
+    env["STROBOSCOPE_HEAP_RATE_BYTES"] = "65536"
     print("Starting examples/fastapi_app.py under uvicorn with 2 workers ...")
     server = subprocess.Popen(
         [sys.executable, "-m", "uvicorn", "examples.fastapi_app:app"]
@@ -108,6 +120,7 @@ def main():
             thread.start()
         token = tool("token", "--service", "shop", "--ttl", "15m", env=env)
         fetch(base, token)
+        heap(base, token, env)
     finally:
         done.set()
         for thread in threads:

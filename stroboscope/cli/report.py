@@ -22,13 +22,19 @@ def check_keys(profile: Profile, conditions: list[str]) -> None:
 
 
 def by_label(profile: Profile, key: str) -> str:
-    """The last value by the values of a label. Raises: ProfileError for no such key."""
+    """What the profile is about, or its last value, by the values of a label.
+
+    Raises: ProfileError for no such key.
+    """
+    types = [one.type for one in profile.sample_types]
+    default = profile.default_sample_type
+    at = types.index(default) if default in types else -1
     sums: Counter[str] = Counter()
     for sample in profile.samples:
-        sums[dict(sample.labels).get(key, "")] += sample.values[-1]
+        sums[dict(sample.labels).get(key, "")] += sample.values[at]
     if set(sums) == {""}:
         raise ProfileError(f"no label {key!r} in this profile")
-    total, unit = sums.total(), profile.sample_types[-1].unit
+    total, unit = sums.total(), profile.sample_types[at].unit
     lines = [f"{'value':>10} {'share':>7}  {key}"]
     lines += [
         f"{measured(value, unit):>10} {share(value, total):>7}  {name or '(none)'}"

@@ -1,5 +1,6 @@
 """The command says what it found, and what was wrong with what it was given."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from stroboscope.auth.keys import generate_key
 from stroboscope.auth.tokens import Tokens
 from stroboscope.cli import main
+from stroboscope.cli.report import by_label
 from stroboscope.formats.pprof import encode
 from stroboscope.formats.profile import Frame, Profile, Sample, ValueType
 from stroboscope.settings import Settings
@@ -82,6 +84,21 @@ def test_wrong_use_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert main(["top", write(tmp_path / "empty")]) == 1
     err = capsys.readouterr().err
     assert "labels here: ['endpoint']" in err
+
+
+def test_a_label_is_summed_in_what_the_profile_is_about() -> None:
+    """Of `allocs` that is what was allocated, not what is in use, its last value."""
+    types = (ValueType("alloc_space", "bytes"), ValueType("inuse_space", "bytes"))
+    profile = Profile(
+        sample_types=types,
+        samples=[Sample((), (2048, 1), (("endpoint", "/a"),))],
+        period_type=types[0],
+        period=1,
+    )
+
+    about = replace(profile, default_sample_type="alloc_space")
+    assert "2kB" in by_label(about, "endpoint")
+    assert "1B" in by_label(profile, "endpoint")
 
 
 def test_tokens_are_minted_from_the_environment(
