@@ -84,7 +84,7 @@ class NativeDriver:
             rows: list[Row] = slices(
                 extent["rows"], lambda i, n: _native.window_rows(handle, i, n)
             )
-            frames, stacks, at = places_of(row[0] for row in rows)
+            frames, stacks, at = places_of((row[0] for row in rows), of_ledgers=False)
             rows = [(at[row[0]], *row[1:]) for row in rows]
             chains = self._chains(rows)
         finally:

@@ -30,7 +30,7 @@ def slices(total: int, read: Callable[[int, int], list[T]]) -> list[T]:
 
 
 def places_of(
-    ids: Iterable[int],
+    ids: Iterable[int], *, of_ledgers: bool
 ) -> tuple[list[Frame], list[tuple[int, ...]], dict[int, int]]:
     """The frames and stacks of interned stacks; each id's position in the stacks.
 
@@ -42,7 +42,9 @@ def places_of(
         if one >= 0:
             at.setdefault(one, len(at))
     wanted = list(at)
-    interned = slices(len(wanted), lambda i, n: _native.stacks_of(wanted[i : i + n]))
+    interned = slices(
+        len(wanted), lambda i, n: _native.stacks_of(of_ledgers, wanted[i : i + n])
+    )
     place = {-1: -1}  # TRUNCATED is the same here and there
     used: list[int] = []
     stacks: list[tuple[int, ...]] = []
@@ -57,5 +59,7 @@ def places_of(
         return []
 
     slices(len(interned), renumber)
-    frames = slices(len(used), lambda i, n: _native.frames_of(used[i : i + n]))
+    frames = slices(
+        len(used), lambda i, n: _native.frames_of(of_ledgers, used[i : i + n])
+    )
     return frames, stacks, at

@@ -56,7 +56,7 @@ def to_columns(copy: Copy, width: int, growing: Iterable[int]) -> Columns:
     stack_ids, owners, *values = (
         array("q", copy.column(number)) for number in range(2 + width)
     )
-    places, interned, at = places_of(stack_ids)
+    places, interned, at = places_of(stack_ids, of_ledgers=True)
     frames = [_CUT, _OVERFLOW, *(Frame(*place) for place in places)]
     stacks: list[tuple[int, ...]] = [(_OVERFLOW_AT,)]
     for stack in interned:

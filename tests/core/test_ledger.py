@@ -2,6 +2,8 @@
 
 import gc
 import os
+import time
+import weakref
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -10,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from stroboscope._core import LABELS, LabelCell, _native
+from stroboscope._core import LABELS, LabelCell, _native, engine
 
 Owned = dict[tuple[object, ...], int]
 
@@ -304,3 +306,23 @@ def test_a_forked_child_counts_from_zero(ledger: _native.Ledger) -> None:
     assert os.waitstatus_to_exitcode(status) == 0
     ledger.drop(row)
     assert totals(ledger)["ended",] == 1
+
+
+def test_what_a_window_saw_goes_with_it_while_ledgers_stay(
+    ledger: _native.Ledger,
+) -> None:
+    """Ledgers live as long as the process: windows must not add to them for ever."""
+    space: dict[str, Any] = {}
+    exec("def burn(n):\n while n > 0:\n  n -= 1", space)
+    code = weakref.ref(space["burn"].__code__)
+    window = engine.open_window(250)
+    end = time.thread_time() + 0.2
+    while time.thread_time() < end:
+        space["burn"](10_000)
+    capture = window.close()
+    del space
+    gc.collect()
+
+    assert "burn" in {frame[1] for frame in capture.frames}
+    assert code() is None
+    assert ledger.row() >= 0

@@ -274,7 +274,7 @@ sb_ledger_new(int width)
     }
     self->next = ledgers;
     ledgers = self;
-    sb_stacks_use();
+    sb_stacks_use(SB_OF_LEDGERS);
     return self;
 }
 
@@ -294,7 +294,7 @@ sb_ledger_free(sb_ledger *self)
     if (ledgers == NULL) {
         sb_owners_forget(); /* the sets of labels stay apart while anybody counts */
     }
-    sb_stacks_leave();
+    sb_stacks_leave(SB_OF_LEDGERS);
 }
 
 int64_t

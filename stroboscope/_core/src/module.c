@@ -189,15 +189,26 @@ window_rows(PyObject *Py_UNUSED(module), PyObject *args)
 }
 
 static PyObject *
-stacks_of(PyObject *Py_UNUSED(module), PyObject *ids)
+all_of(PyObject *args, PyObject *(*read)(sb_stacks_kind, PyObject *))
 {
-    return sb_stacks_of(ids);
+    int of_ledgers;
+    PyObject *ids;
+    if (!PyArg_ParseTuple(args, "pO!", &of_ledgers, &PyList_Type, &ids)) {
+        return NULL;
+    }
+    return read(of_ledgers ? SB_OF_LEDGERS : SB_OF_WINDOWS, ids);
 }
 
 static PyObject *
-frames_of(PyObject *Py_UNUSED(module), PyObject *ids)
+stacks_of(PyObject *Py_UNUSED(module), PyObject *args)
 {
-    return sb_frames_of(ids);
+    return all_of(args, sb_stacks_of);
+}
+
+static PyObject *
+frames_of(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    return all_of(args, sb_frames_of);
 }
 
 static PyObject *
@@ -304,8 +315,8 @@ static PyMethodDef methods[] = {
     {"window_stop", window_stop, METH_O, "Stop a window; its extent."},
     {"window_free", window_free, METH_O, "Forget a window."},
     {"window_rows", window_rows, METH_VARARGS, "Rows of a window, a slice."},
-    {"stacks_of", stacks_of, METH_O, "The stacks of a list of ids."},
-    {"frames_of", frames_of, METH_O, "The frames of a list of ids."},
+    {"stacks_of", stacks_of, METH_VARARGS, "The stacks of a list of ids."},
+    {"frames_of", frames_of, METH_VARARGS, "The frames of a list of ids."},
     {"live_sampled", live_sampled, METH_NOARGS, "Live cells that were sampled."},
     {"chain_of", chain_of, METH_O, "Label overlays of a serial, root first."},
     {"wrap_bootstrap", wrap_bootstrap, METH_O, "Arm threads as they start."},

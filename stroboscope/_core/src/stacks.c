@@ -7,16 +7,19 @@
 
 #include "table.h"
 
-static sb_table codes;   /* key: pointer low, pointer high */
-static sb_table offsets; /* key: code id, instruction offset */
-static sb_table frames;  /* key: code id, line */
-static sb_table stacks;  /* key: frame ids, leaf first; TRUNCATED marks a cut root */
+typedef struct {
+    sb_table codes;   /* key: pointer low, pointer high */
+    sb_table offsets; /* key: code id, instruction offset */
+    sb_table frames;  /* key: code id, line */
+    sb_table stacks;  /* key: frame ids, leaf first; TRUNCATED marks a cut root */
+    PyCodeObject **code_objects; /* strong, by code id */
+    size_t code_room;
+    uint32_t *offset_frames; /* by id of the offset */
+    size_t offset_room;
+    int users;
+} store;
 
-static PyCodeObject **code_objects; /* strong, by code id */
-static size_t code_room;
-static uint32_t *offset_frames; /* by id of the offset */
-static size_t offset_room;
-static int users;
+static store stores[2]; /* by sb_stacks_kind */
 
 #define TRUNCATED UINT32_MAX
 
@@ -38,60 +41,60 @@ sb_reserve(void **array, size_t *room, size_t id, size_t size)
 
 /* The caller knows the code to be alive. */
 static int64_t
-code_id(PyCodeObject *code)
+code_id(store *self, PyCodeObject *code)
 {
     uint64_t pointer = (uint64_t)(uintptr_t)code;
     uint32_t key[2] = {(uint32_t)pointer, (uint32_t)(pointer >> 32)};
-    int64_t known = sb_table_find(&codes, key, 2);
+    int64_t known = sb_table_find(&self->codes, key, 2);
     if (known >= 0) {
         return known;
     }
     /* Room first: an id without its reference could become somebody else's name. */
     int fresh;
-    if (sb_reserve((void **)&code_objects, &code_room, codes.count,
-                   sizeof *code_objects) < 0) {
+    if (sb_reserve((void **)&self->code_objects, &self->code_room, self->codes.count,
+                   sizeof *self->code_objects) < 0) {
         return -1;
     }
-    int64_t id = sb_table_intern(&codes, key, 2, &fresh);
+    int64_t id = sb_table_intern(&self->codes, key, 2, &fresh);
     if (id >= 0) {
-        code_objects[id] = (PyCodeObject *)Py_NewRef((PyObject *)code);
+        self->code_objects[id] = (PyCodeObject *)Py_NewRef((PyObject *)code);
     }
     return id;
 }
 
 /* The place of a line in a code object. */
 static int64_t
-place_id(uint32_t owner, int line)
+place_id(store *self, uint32_t owner, int line)
 {
     uint32_t key[2] = {owner, (uint32_t)line};
     int fresh;
-    return sb_table_intern(&frames, key, 2, &fresh);
+    return sb_table_intern(&self->frames, key, 2, &fresh);
 }
 
 /* Instructions of one line are one place: which of them a frame stands at depends on
  * what the interpreter has specialized. */
 static int64_t
-frame_id(PyCodeObject *code, int32_t offset)
+frame_id(store *self, PyCodeObject *code, int32_t offset)
 {
-    int64_t owner = code_id(code);
+    int64_t owner = code_id(self, code);
     if (owner < 0) {
         return -1;
     }
     uint32_t key[2] = {(uint32_t)owner, (uint32_t)offset};
-    int64_t known = sb_table_find(&offsets, key, 2);
+    int64_t known = sb_table_find(&self->offsets, key, 2);
     if (known >= 0) {
-        return offset_frames[known];
+        return self->offset_frames[known];
     }
     int line = offset < 0 ? 0 : PyCode_Addr2Line(code, offset);
-    int64_t place = place_id((uint32_t)owner, line > 0 ? line : code->co_firstlineno);
+    int64_t place = place_id(self, (uint32_t)owner, line > 0 ? line : code->co_firstlineno);
     int fresh;
-    if (place < 0 || sb_reserve((void **)&offset_frames, &offset_room, offsets.count,
-                                sizeof *offset_frames) < 0) {
+    if (place < 0 || sb_reserve((void **)&self->offset_frames, &self->offset_room, self->offsets.count,
+                                sizeof *self->offset_frames) < 0) {
         return -1;
     }
-    int64_t id = sb_table_intern(&offsets, key, 2, &fresh);
+    int64_t id = sb_table_intern(&self->offsets, key, 2, &fresh);
     if (id >= 0) {
-        offset_frames[id] = (uint32_t)place;
+        self->offset_frames[id] = (uint32_t)place;
     }
     return id < 0 ? -1 : place;
 }
@@ -99,10 +102,11 @@ frame_id(PyCodeObject *code, int32_t offset)
 int64_t
 sb_stack_of_sample(const sb_sample *sample)
 {
+    store *self = &stores[SB_OF_WINDOWS];
     uint32_t key[SB_DEPTH_MAX + 1];
     uint32_t length = 0;
     for (uint32_t i = 0; i < sample->depth; i++) {
-        int64_t id = frame_id(sample->frames[i].code, sample->frames[i].offset);
+        int64_t id = frame_id(self, sample->frames[i].code, sample->frames[i].offset);
         if (id < 0) {
             return -1;
         }
@@ -112,7 +116,7 @@ sb_stack_of_sample(const sb_sample *sample)
         key[length++] = TRUNCATED;
     }
     int fresh;
-    return sb_table_intern(&stacks, key, length, &fresh);
+    return sb_table_intern(&self->stacks, key, length, &fresh);
 }
 
 /* The frames of the running thread hang together and their code is alive: no signal
@@ -120,11 +124,12 @@ sb_stack_of_sample(const sb_sample *sample)
 int64_t
 sb_stack_of_current_under(PyCodeObject *leaf, uint32_t depth)
 {
+    store *self = &stores[SB_OF_LEDGERS];
     uint32_t key[SB_DEPTH_MAX + 1];
     uint32_t length = 0;
     uint32_t room = depth < SB_DEPTH_MAX ? depth : SB_DEPTH_MAX;
     if (leaf != NULL) {
-        int64_t id = frame_id(leaf, -1);
+        int64_t id = frame_id(self, leaf, -1);
         if (id < 0) {
             return -1;
         }
@@ -141,14 +146,14 @@ sb_stack_of_current_under(PyCodeObject *leaf, uint32_t depth)
             break;
         }
         PyCodeObject *code = (PyCodeObject *)object;
-        int64_t id = frame_id(code, sb_code_offset(code, sb_frame_instruction(frame)));
+        int64_t id = frame_id(self, code, sb_code_offset(code, sb_frame_instruction(frame)));
         if (id < 0) {
             return -1;
         }
         key[length++] = (uint32_t)id;
     }
     int fresh;
-    return sb_table_intern(&stacks, key, length, &fresh);
+    return sb_table_intern(&self->stacks, key, length, &fresh);
 }
 
 int64_t
@@ -160,36 +165,33 @@ sb_stack_of_current(uint32_t depth)
 /* ---- users ------------------------------------------------------------------------ */
 
 static void
-forget(void)
+forget(store *self)
 {
-    PyCodeObject **held = code_objects;
-    size_t count = codes.count;
-    code_objects = NULL;
-    code_room = 0;
-    sb_table_clear(&codes);
-    sb_table_clear(&offsets);
-    sb_table_clear(&frames);
-    sb_table_clear(&stacks);
-    free(offset_frames);
-    offset_frames = NULL;
-    offset_room = 0;
-    for (size_t i = 0; i < count; i++) {
-        Py_DECREF(held[i]);
+    /* Emptied before the references go: their going may run code that comes back. */
+    store old = *self;
+    memset(self, 0, sizeof *self);
+    for (size_t i = 0; i < old.codes.count; i++) {
+        Py_DECREF(old.code_objects[i]);
     }
-    free(held);
+    sb_table_clear(&old.codes);
+    sb_table_clear(&old.offsets);
+    sb_table_clear(&old.frames);
+    sb_table_clear(&old.stacks);
+    free(old.offset_frames);
+    free(old.code_objects);
 }
 
 void
-sb_stacks_use(void)
+sb_stacks_use(sb_stacks_kind kind)
 {
-    users++;
+    stores[kind].users++;
 }
 
 void
-sb_stacks_leave(void)
+sb_stacks_leave(sb_stacks_kind kind)
 {
-    if (--users == 0) {
-        forget();
+    if (--stores[kind].users == 0) {
+        forget(&stores[kind]);
     }
 }
 
@@ -203,11 +205,11 @@ sb_slice_length(size_t total, size_t first, size_t count)
 }
 
 static PyObject *
-stack_tuple(size_t id)
+stack_tuple(const store *self, size_t id)
 {
     uint32_t length;
     uint32_t key[SB_DEPTH_MAX + 1]; /* a copy: an allocation may add stacks */
-    const uint32_t *kept = sb_table_key(&stacks, id, &length);
+    const uint32_t *kept = sb_table_key(&self->stacks, id, &length);
     memcpy(key, kept, length * sizeof *key);
     PyObject *tuple = PyTuple_New(length);
     for (uint32_t i = 0; tuple != NULL && i < length; i++) {
@@ -223,17 +225,18 @@ stack_tuple(size_t id)
 }
 
 static PyObject *
-frame_tuple(size_t id)
+frame_tuple(const store *self, size_t id)
 {
     uint32_t words;
-    const uint32_t *key = sb_table_key(&frames, id, &words);
-    PyCodeObject *code = code_objects[key[0]];
+    const uint32_t *key = sb_table_key(&self->frames, id, &words);
+    PyCodeObject *code = self->code_objects[key[0]];
     return Py_BuildValue("(OOii)", code->co_filename, code->co_qualname,
                          code->co_firstlineno, (int)key[1]);
 }
 
 static PyObject *
-all_of(PyObject *ids, size_t count, PyObject *(*make)(size_t))
+all_of(const store *self, PyObject *ids, size_t count,
+       PyObject *(*make)(const store *, size_t))
 {
     Py_ssize_t length = PyList_Size(ids);
     PyObject *list = length < 0 ? NULL : PyList_New(length);
@@ -242,7 +245,7 @@ all_of(PyObject *ids, size_t count, PyObject *(*make)(size_t))
         if (id >= count && !PyErr_Occurred()) {
             PyErr_SetString(PyExc_ValueError, "no such stack or frame");
         }
-        PyObject *item = PyErr_Occurred() ? NULL : make(id);
+        PyObject *item = PyErr_Occurred() ? NULL : make(self, id);
         if (item == NULL) {
             Py_CLEAR(list);
             break;
@@ -253,13 +256,15 @@ all_of(PyObject *ids, size_t count, PyObject *(*make)(size_t))
 }
 
 PyObject *
-sb_stacks_of(PyObject *ids)
+sb_stacks_of(sb_stacks_kind kind, PyObject *ids)
 {
-    return all_of(ids, stacks.count, stack_tuple);
+    const store *self = &stores[kind];
+    return all_of(self, ids, self->stacks.count, stack_tuple);
 }
 
 PyObject *
-sb_frames_of(PyObject *ids)
+sb_frames_of(sb_stacks_kind kind, PyObject *ids)
 {
-    return all_of(ids, frames.count, frame_tuple);
+    const store *self = &stores[kind];
+    return all_of(self, ids, self->frames.count, frame_tuple);
 }

@@ -14,14 +14,18 @@
 
 #include "sampler.h"
 
+/* Two stores: windows come and go, and theirs is emptied when none is open; ledgers stay
+ * until the process ends. One that is full does not harm the other. */
+typedef enum { SB_OF_WINDOWS, SB_OF_LEDGERS } sb_stacks_kind;
+
 /* Begin and end of a use. The last to leave drops references to code objects, which may
  * run Python code. */
-void sb_stacks_use(void);
-void sb_stacks_leave(void);
+void sb_stacks_use(sb_stacks_kind kind);
+void sb_stacks_leave(sb_stacks_kind kind);
 
-/* The id of a sample's stack, or -1 when the tables are full or memory is short. */
+/* The id of a sample's stack, for windows, or -1 when the tables are full or memory is short. */
 int64_t sb_stack_of_sample(const sb_sample *sample);
-/* The same for the calling thread as it stands, at most `depth` frames from the leaf.
+/* The same for the calling thread as it stands, for ledgers, at most `depth` frames from the leaf.
  * Runs no Python code and sets no exception; allocates from the system only. */
 int64_t sb_stack_of_current(uint32_t depth);
 /* The same with a leaf that is no frame: a name for what the thread hands over to. NULL
@@ -31,8 +35,8 @@ int64_t sb_stack_of_current_under(PyCodeObject *leaf, uint32_t depth);
 /* The stacks and the frames of a list of ids: stacks are tuples of frame ids, leaf first,
  * -1 for a cut root; frames (file, qualified name, first line, line). New lists, NULL
  * on error. For short lists: they are made in one go. */
-PyObject *sb_stacks_of(PyObject *ids);
-PyObject *sb_frames_of(PyObject *ids);
+PyObject *sb_stacks_of(sb_stacks_kind kind, PyObject *ids);
+PyObject *sb_frames_of(sb_stacks_kind kind, PyObject *ids);
 
 /* Room for `id` in an array from malloc of items of `size`; 0, or -1 without memory. */
 int sb_reserve(void **array, size_t *room, size_t id, size_t size);

@@ -104,7 +104,7 @@ sb_window_open(void)
         if (!windows[i].in_use) {
             memset(&windows[i], 0, sizeof windows[i]);
             windows[i].in_use = 1;
-            sb_stacks_use();
+            sb_stacks_use(SB_OF_WINDOWS);
             windows[i].start_ns = sb_now_ns();
             return i;
         }
@@ -132,7 +132,7 @@ sb_window_free(int handle)
     if (sb_windows_open() == 0) {
         sb_windows_drain(); /* what nobody waits for any more */
     }
-    sb_stacks_leave();
+    sb_stacks_leave(SB_OF_WINDOWS);
 }
 
 void
