@@ -7,6 +7,8 @@ from glob import glob
 from setuptools import Extension, setup
 
 flags = ["-std=c11", "-Wall", "-Wextra", "-Wshadow", "-fno-strict-aliasing"]
+# Our own symbols are reached without a table: the allocation hooks count nanoseconds.
+flags.append("-fvisibility=hidden")
 if os.environ.get("STROBOSCOPE_SANITIZE"):
     flags += ["-O1", "-g", "-fsanitize=address,undefined"]
 

@@ -20,7 +20,9 @@ from stroboscope.profiles.breath import Breath
 
 _CUT = Frame("", "[truncated]", 0, 0)
 _OVERFLOW = Frame("", "[overflow]", 0, 0)
-_CUT_AT, _OVERFLOW_AT = 0, 1
+#: A thread in C code, under no Python function: a sample has to have a place.
+_OUTSIDE = Frame("", "[no python frame]", 0, 0)
+_CUT_AT, _OVERFLOW_AT, _OUTSIDE_AT = range(3)
 
 
 class Copy(Protocol):
@@ -57,10 +59,11 @@ def to_columns(copy: Copy, width: int, growing: Iterable[int]) -> Columns:
         array("q", copy.column(number)) for number in range(2 + width)
     )
     places, interned, at = places_of(stack_ids, of_ledgers=True)
-    frames = [_CUT, _OVERFLOW, *(Frame(*place) for place in places)]
+    frames = [_CUT, _OVERFLOW, _OUTSIDE, *(Frame(*place) for place in places)]
     stacks: list[tuple[int, ...]] = [(_OVERFLOW_AT,)]
     for stack in interned:
-        stacks.append(tuple(place + 2 if place >= 0 else _CUT_AT for place in stack))
+        known = tuple(place + 3 if place >= 0 else _CUT_AT for place in stack)
+        stacks.append(known or (_OUTSIDE_AT,))
         breathe()
     numbers, label_sets, settled = _labels(copy.owners, breathe)
     # Numbers only, so that the garbage collector has nothing to visit.

@@ -1,5 +1,7 @@
 """Totals by stack and labels, as profiles show them."""
 
+import _thread
+import threading
 from collections import Counter
 from contextvars import Context
 
@@ -115,3 +117,15 @@ def test_values_beyond_the_caps_are_shown_as_overflow(ledger: _native.Ledger) ->
     found = by_labels(ledger)
     assert len(found) == 4
     assert found[(("endpoint", "(overflow)"),)] == (2, 2)
+
+
+def test_what_no_python_function_caused_has_a_place(ledger: _native.Ledger) -> None:
+    """A thread that only runs C code has no frame, and scrapers want one."""
+    done = threading.Event()
+    _thread.start_new_thread(ledger.row, ())
+    while len(ledger.copy()) < 2:
+        done.wait(0.01)
+    ledger.add(1, 5, 5)  # the row after that of overflow
+
+    (sample,) = to_columns(ledger.copy(), 2, growing=[0])
+    assert [frame.function for frame in sample.stack] == ["[no python frame]"]
