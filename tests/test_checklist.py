@@ -3,12 +3,6 @@
 import re
 from pathlib import Path
 
-#: Promises not made yet, and why. With the test goes the line.
-NOT_YET = {
-    27: "a surface that answers while the application is stuck: the workers' listener",
-    43: "counters that outlive their worker: the workers' ledgers",
-}
-
 
 def test_every_promise_has_its_test() -> None:
     """By the name: `test_h19_one_trace_at_a_time`, or `test_h33_h20_...` for two."""
@@ -19,4 +13,4 @@ def test_every_promise_has_its_test() -> None:
         for number in re.findall("h([0-9]{2})_", name)
     }
 
-    assert numbers == set(range(1, 50)) - NOT_YET.keys()
+    assert numbers == set(range(1, 50))

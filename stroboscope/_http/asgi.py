@@ -8,6 +8,7 @@ from typing import Any
 
 from starlette.responses import Response as StarletteResponse
 
+from stroboscope._core import engine
 from stroboscope._http.messages import (
     BODY_CAP,
     BODY_SECONDS_CAP,
@@ -17,6 +18,9 @@ from stroboscope._http.messages import (
 )
 from stroboscope._http.pool import Pool
 from stroboscope._types import Message, Receive, Scope, Send
+
+#: How long a server that ends may wait for us.
+FINISH_SECONDS_CAP = 2.0
 
 
 def read(scope: Scope, path: str) -> Request:
@@ -117,6 +121,25 @@ async def run(
         raise
     finally:
         watch.cancel()
+
+
+async def finish(act: Callable[[], object]) -> None:
+    """Do it on a thread of ours, and wait for it, not for long."""
+    loop = asyncio.get_running_loop()
+    is_done = asyncio.Event()
+
+    def work() -> None:
+        try:
+            act()
+        finally:
+            loop.call_soon_threadsafe(is_done.set)
+
+    try:
+        engine.start_thread(work)
+        async with asyncio.timeout(FINISH_SECONDS_CAP):
+            await is_done.wait()
+    except (RuntimeError, TimeoutError):  # no thread to be had, or a slow disk
+        pass
 
 
 async def never() -> Message:

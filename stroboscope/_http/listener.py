@@ -47,7 +47,8 @@ Answering = Callable[[Request, _socket.socket, Callable[[], bytes]], Response]
 class Listener:
     """One per process and folder. `start` is safe to call often, also after a fork.
 
-    `each` is called in every turn, about twice a second, with or without a socket.
+    `each` is called in every turn, about twice a second, with or without a socket; `end`
+    when the process ends.
     """
 
     def __init__(
@@ -55,10 +56,12 @@ class Listener:
         members: Members,
         answer: Answering,
         each: Callable[[], object] = lambda: None,
+        end: Callable[[], object] = lambda: None,
     ) -> None:
         self._members = members
         self._answer = answer
         self._each = each
+        self._end = end
         self._process = 0
         self._turns = 0
         self._listening: _socket.socket | None = None
@@ -97,6 +100,7 @@ class Listener:
             del _OWNERS[self._members.folder.path]
         listening, self._listening = self._listening, None
         if listening is not None:
+            self._end()
             self._members.leave()
             listening.close()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import os
 import threading
 from collections import Counter, OrderedDict
@@ -20,6 +21,7 @@ from stroboscope.endpoints.agreement import Agreement
 from stroboscope.endpoints.audit import Audit
 from stroboscope.endpoints.blackboxes import adopt_dead
 from stroboscope.endpoints.captures import Capture, Captures
+from stroboscope.endpoints.flights import Flights
 from stroboscope.endpoints.garbage import Garbage
 from stroboscope.endpoints.gate import Gate
 from stroboscope.endpoints.knobset import knobs_of
@@ -37,6 +39,7 @@ from stroboscope.tracing import recorder
 from stroboscope.tracing.captures import Facts, record
 from stroboscope.workers.folder import OFF, Folder, default_base
 from stroboscope.workers.members import Members
+from stroboscope.workers.totals import Totals
 
 if TYPE_CHECKING:
     from stroboscope.endpoints.call import Action, Call
@@ -57,6 +60,9 @@ class Shown(Protocol):
 
     def set_bounds(self, bounds_s: Iterable[float]) -> None:
         """Other bounds for the latency label, from now on."""
+
+    def running(self) -> int:
+        """Requests that have begun and not ended."""
 
 
 class Desk:
@@ -80,6 +86,8 @@ class Desk:
         folder = self.members.folder if self.members is not None else None
         self.leases = Leases(clock, folder)
         self.agreement = Agreement(self.knobs, self.gate.revocations, folder)
+        self.totals = None if folder is None else Totals(folder, _copies(settings))
+        self.flights = Flights()
         self.captures = Captures(clock)
         self.openings = Openings(clock)
         self.garbage = Garbage(clock)
@@ -188,10 +196,21 @@ class Desk:
         self.garbage.after_fork()
         self.pauses.after_fork()
         self.captures.after_fork()
+        self.flights.after_fork()
         self.openings.after_fork()
         self.snapshots.after_fork()
         self._watches = False
         self._loops = WeakSet()
+
+
+def _copies(settings: Settings) -> tuple[str, ...]:
+    """Names for the copies of a service that share a key with us, newest first."""
+    return tuple(
+        hashlib.blake2b(
+            key=key.encode()[:64], person=b"strobe-totals", digest_size=4
+        ).hexdigest()
+        for key in reversed(settings.keys)
+    )
 
 
 def _members(settings: Settings) -> Members | None:

@@ -17,6 +17,7 @@ from stroboscope._http.messages import Response, refusal
 from stroboscope._http.parameters import first
 from stroboscope.endpoints.call import Call
 from stroboscope.endpoints.captures import HEADER as CAPTURE
+from stroboscope.endpoints.counted import INSTANCE, Counted
 from stroboscope.endpoints.gate import PEER_SCHEME
 from stroboscope.endpoints.parts import Part, join
 from stroboscope.errors import FolderError
@@ -38,28 +39,52 @@ def answer(
 
     `seconds` is how long the handler collects here; the others get no longer.
     """
-    members = call.desk.members
     wanted = first(call.request.query, "worker") or "all"
     is_page = "text/html" in (call.request.header("accept") or "")
-    if members is None or call.is_peer or is_page:
+    if call.desk.members is None or is_page:
         return handler(call)
-    if wanted not in ("all", str(os.getpid())):
-        return _forwarded(call, path, wanted, seconds)
+    count = Counted.of(call, path, seconds)
+    if call.is_peer or wanted == str(os.getpid()):
+        return count.taken(handler)
     if wanted != "all":
-        return handler(call)
+        return _forwarded(call, path, wanted, seconds)
+    if seconds:
+        return _whole(call, path, count, handler, seconds)
+    asked = (path, call.request.query, call.request.header("accept"), call.grant.scopes)
+    return call.desk.flights.share(
+        asked,
+        lambda: _whole(call, path, count, handler, 0.0),
+        lambda: call.request.cancellation.cancelled,
+    )
+
+
+def forward(call: Call, path: str, process: str) -> Response | None:
+    """What another worker answers to this request; None when there is no such worker."""
+    if call.is_peer or process not in map(str, _others(call) or ()):
+        return None
+    return _forwarded(call, path, process, 0.0)
+
+
+def _whole(
+    call: Call,
+    path: str,
+    count: Counted,
+    handler: Callable[[Call], Response],
+    seconds: float,
+) -> Response:
     others = _others(call)
-    if not others:
-        total = "?" if others is None else "1"
-        return _marked(handler(call), f"1/{total}")
-    own, answers = _asked(call, path, handler, seconds, others)
+    own, answers = _asked(call, path, count, handler, seconds, others or [])
     if own.status != 200:
         return own
-    good, failed, foreign = _sorted(answers)
+    good, failed, notes = _sorted(answers)
+    totals = count.of_others([part.instance for part in good])
+    if not (good or failed or notes or totals):
+        return _marked(own, "1/?" if others is None else "1/1")
     parts = [Part(os.getpid(), own.body, own.content_type), *good]
     parts.sort()
-    body = join(call, own.content_type, parts, failed, foreign)
-    whole = replace(own, body=body)
-    return _kept(call, _marked(whole, f"{len(parts)}/{len(parts) + len(failed)}"))
+    body = join(call, own.content_type, parts, failed, [*notes, *count.notes], totals)
+    share = f"{len(parts)}/{len(parts) + len(failed)}"
+    return _kept(call, _marked(replace(own, body=body), share))
 
 
 def ask_all(call: Call, path: str) -> tuple[list[Part], list[Answer]]:
@@ -88,6 +113,7 @@ def _others(call: Call) -> list[int] | None:
 def _asked(
     call: Call,
     path: str,
+    count: Counted,
     handler: Callable[[Call], Response],
     seconds: float,
     others: list[int],
@@ -99,7 +125,7 @@ def _asked(
     question = Question(members, others, _request(call, path, seconds))
     call.request.cancellation.on_cancel(question.close)
     try:
-        own = handler(call)
+        own = count.taken(handler)
         if own.status == 200:
             ends_s = max(time.monotonic(), began_s + seconds)
             question.wait(ends_s + (CAPTURE_GRACE_S if seconds else GRACE_S))
@@ -135,7 +161,7 @@ def _response(found: Answer) -> Response:
 
 
 def _request(call: Call, path: str, seconds: float) -> bytes:
-    """A GET as the other workers understand it, with what they need to trust it."""
+    """The same as the other workers understand it, with what they need to trust it."""
     asked = [
         (name, value)
         for name, value in parse_qsl(call.request.query, keep_blank_values=True)
@@ -145,7 +171,7 @@ def _request(call: Call, path: str, seconds: float) -> bytes:
         asked.append(("seconds", f"{seconds:.3f}"))
     accept = call.request.header("accept") or "*/*"
     lines = [
-        f"GET {call.desk.settings.prefix}{path}?{urlencode(asked)} HTTP/1.1",
+        f"{call.request.method} {call.desk.settings.prefix}{path}?{urlencode(asked)} HTTP/1.1",
         "Host: localhost",
         f"Authorization: {PEER_SCHEME} {call.desk.gate.tokens.mint_peer(call.grant)}",
         # Whatever a carrier let through, it is one header here.
@@ -163,8 +189,10 @@ def _sorted(answers: list[Answer]) -> tuple[list[Part], list[str], list[str]]:
         elif failure := _failure(one):
             failed.append(f"worker {one.process} {failure}")
         elif not one.is_gone:
-            kind = one.headers.get("content-type", "")
-            good.append(Part(one.process, one.body, kind))
+            kind, instance = (
+                one.headers.get(name, "") for name in ("content-type", INSTANCE.lower())
+            )
+            good.append(Part(one.process, one.body, kind, instance))
     return good, failed, foreign
 
 

@@ -1,11 +1,11 @@
-"""The captures of this process: listed, given out, dropped."""
+"""The captures of all workers: listed, given out, dropped."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from stroboscope._http.messages import HTML, Response, refusal
-from stroboscope.endpoints import pages
+from stroboscope.endpoints import joining, pages
 from stroboscope.endpoints.blackboxes import adopt_dead
 from stroboscope.endpoints.call import Call, as_json
 from stroboscope.endpoints.captures import Capture
@@ -25,24 +25,36 @@ def list_captures(call: Call) -> Response:
 
 def give(call: Call) -> Response:
     """One capture, as it was answered."""
-    found = call.desk.captures.get(call.name)
-    if found is None:
-        return refusal(call.request, 404, "Unknown capture")
-    if not {found.scope, "admin"} & call.grant.scopes:
+    return found(call, call.name)
+
+
+def found(call: Call, name: str) -> Response:
+    """The capture of this id, of whatever worker, or why it is not given."""
+    kept = call.desk.captures.get(name)
+    if kept is None:
+        return _elsewhere(call, name)
+    if not {kept.scope, "admin"} & call.grant.scopes:
         return refusal(call.request, 403, "insufficient_scope")
-    return found.answer
+    return kept.answer
 
 
 def drop(call: Call) -> Response:
     """Forget a capture: whoever took it may, and an admin."""
-    found = call.desk.captures.get(call.name)
-    if found is None:
-        return refusal(call.request, 404, "Unknown capture")
-    is_own = bool(found.owner) and found.owner == call.grant.token_id
+    kept = call.desk.captures.get(call.name)
+    if kept is None:
+        return _elsewhere(call, call.name)
+    is_own = bool(kept.owner) and kept.owner == call.grant.token_id
     if not is_own and "admin" not in call.grant.scopes:
         return refusal(call.request, 403, "insufficient_scope")
-    call.desk.captures.drop(found.id)
-    return as_json({"dropped": found.id})
+    call.desk.captures.drop(kept.id)
+    return as_json({"dropped": kept.id})
+
+
+def _elsewhere(call: Call, name: str) -> Response:
+    """The answer of the worker that has the capture: its id begins with it."""
+    process = name.partition("-")[0]
+    answer = joining.forward(call, f"/captures/{name}", process)
+    return answer or refusal(call.request, 404, "Unknown capture")
 
 
 def described(one: Capture, call: Call) -> dict[str, Any]:

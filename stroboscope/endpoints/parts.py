@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from stroboscope.formats.pprof import encode, prune
 from stroboscope.formats.pprof_reader import decode
 from stroboscope.formats.profile import Profile, Sample, columns, merge
 from stroboscope.profiles.breath import Breath
+from stroboscope.workers.totals import Total
 
 
 class Part(NamedTuple):
@@ -24,17 +26,27 @@ class Part(NamedTuple):
     process: int
     body: bytes
     content_type: str
+    #: Which process of that number, where it counts since its beginning.
+    instance: str = ""
 
 
 def join(
-    call: Call, kind: str, parts: list[Part], failed: list[str], notes: list[str]
+    call: Call,
+    kind: str,
+    parts: list[Part],
+    failed: list[str],
+    notes: list[str],
+    totals: Sequence[Total] = (),
 ) -> bytes:
-    """One body of all parts. Who cannot be joined moves from `parts` to `failed`."""
+    """One body of all parts, and of the totals of those who did not answer.
+
+    Who cannot be joined moves from `parts` to `failed`.
+    """
     for part in [part for part in parts if part.content_type != kind]:
         parts.remove(part)
         failed.append(f"worker {part.process} answered {part.content_type:.40}")
     if kind == PROFILE:
-        return _profile(call, parts, failed, notes)
+        return _profile(call, parts, failed, notes, totals)
     if kind == JSON:
         return _json(parts, failed)
     if kind == prometheus.CONTENT_TYPE:
@@ -43,7 +55,11 @@ def join(
 
 
 def _profile(
-    call: Call, parts: list[Part], failed: list[str], notes: list[str]
+    call: Call,
+    parts: list[Part],
+    failed: list[str],
+    notes: list[str],
+    totals: Sequence[Total],
 ) -> bytes:
     is_flat = first(call.request.query, "merge") == "flat"
     breathe = Breath()
@@ -57,10 +73,12 @@ def _profile(
             parts.remove(part)
             failed.append(f"worker {part.process} cannot be merged: {error}")
             continue
-        labelled = profile.samples if is_flat else _labelled(profile, part.process)
-        profiles.append(replace(profile, samples=labelled))
-    whole = merge(profiles, breathe)
+        profiles.append(_labelled(profile, "" if is_flat else str(part.process)))
     said = [f"workers: {len(parts)}/{len(parts) + len(failed)}", *failed, *notes]
+    if totals:
+        owners = ", ".join(one.owner for one in totals)
+        said.append(f"totals as last written down by workers: {owners}")
+    whole = merge([*profiles, *_last(totals, profiles[0], is_flat=is_flat)], breathe)
     if whole.duration_ns:
         begun = [profile.time_ns for profile in profiles]
         said.append(f"workers began within {(max(begun) - min(begun)) / 1e6:.0f} ms")
@@ -73,12 +91,22 @@ def _profile(
     return encode(replace(whole, samples=table), breathe)
 
 
-def _labelled(profile: Profile, process: int) -> list[Sample]:
-    pid = ("pid", str(process))
-    return [
+def _last(totals: Sequence[Total], own: Profile, *, is_flat: bool) -> Iterator[Profile]:
+    for one in totals:
+        if one.profile.sample_types == own.sample_types:
+            last = replace(one.profile, comments=(), time_ns=own.time_ns)
+            yield _labelled(last, "" if is_flat else one.owner)
+
+
+def _labelled(profile: Profile, process: str) -> Profile:
+    if not process:
+        return profile
+    pid = ("pid", process)
+    samples = [
         Sample(stack, values, (*labels, pid))
         for stack, values, labels in profile.samples
     ]
+    return replace(profile, samples=samples)
 
 
 def _json(parts: list[Part], failed: list[str]) -> bytes:

@@ -115,7 +115,13 @@ ROUTES = (
         "Names of addresses: 0xADDR+0xADDR.",
         POST=Action("profile", profiles.symbol, "The same from a body.", {}, "text"),
     ),
-    _get("/captures", "profile", listing.list_captures, "Profiles kept here."),
+    _get(
+        "/captures",
+        "profile",
+        listing.list_captures,
+        "Profiles kept here.",
+        joined=_at_once,
+    ),
     _get(
         "/captures/{id}",
         "profile",

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from stroboscope._http.messages import JSON, PROFILE, TEXT, Response, refusal
 from stroboscope._http.parameters import every, first, without
+from stroboscope.endpoints import listing
 from stroboscope.endpoints.call import Call
 from stroboscope.errors import PatternError, ProfileError, ProfileFormatError
 from stroboscope.formats import filters, folded, speedscope, table, text, tree
@@ -142,11 +143,11 @@ def _top(value: str) -> int:
 
 
 def _base(call: Call, name: str) -> Profile:
-    found = call.desk.captures.get(name)
-    if found is None or not {found.scope, "admin"} & call.grant.scopes:
-        raise _BadParameter("base: no such capture in this process")
+    found = listing.found(call, name)
+    if found.status != 200:
+        raise _BadParameter("base: no such capture")
     try:
-        return decode(found.answer.body)
+        return decode(found.body)
     except ProfileError:
         raise _BadParameter("base: that capture is no profile") from None
 

@@ -20,7 +20,6 @@ from stroboscope._clock import SYSTEM, Clock
 from stroboscope._core import engine
 from stroboscope._http import asgi, wsgi
 from stroboscope._http.asgi import never
-from stroboscope._http.listener import Listener
 from stroboscope._http.messages import (
     BODY_CAP,
     JSON,
@@ -37,6 +36,7 @@ from stroboscope.endpoints import joining, slicing
 from stroboscope.endpoints.audit import Entry
 from stroboscope.endpoints.call import Action, Call
 from stroboscope.endpoints.desk import Desk, Shown, Tracer
+from stroboscope.endpoints.door import own_door, until_shutdown
 from stroboscope.endpoints.gate import SHARE_PATH, Admission
 from stroboscope.endpoints.routes import BY_PATH, find
 from stroboscope.errors import (
@@ -81,7 +81,7 @@ class Surface:
         self._pool = Pool()
         os.register_at_fork(after_in_child=self._pool.after_fork)
         self._awake_in = 0
-        self._listener = self._own_door()
+        self._listener = own_door(self.desk, self._answer_locally)
         self._last_loop: Callable[[], object] = lambda: None
         self._exact = settings.prefix
         self._below = settings.prefix + "/"
@@ -119,25 +119,9 @@ class Surface:
         """The same on the event loop that runs here; trio's is none to watch."""
         self.wake(asyncio._get_running_loop())
 
-    def _own_door(self) -> Listener | None:
-        members = self.desk.members
-        if members is None:
-            return None
-        pool = Pool()
-        os.register_at_fork(after_in_child=pool.after_fork)
-
-        def answer(
-            request: Request,
-            connection: _socket.socket,
-            read_body: Callable[[], bytes],
-        ) -> Response:
-            if not self.handles(request.path):
-                return refusal(request, 404, "Unknown")
-            return self.answer(request, connection, read_body, pool, engine.sleep)
-
-        listener = Listener(members, answer, self.desk.watch_knobs)
-        self.desk.door = lambda: listener.failure
-        return listener
+    def until_shutdown(self, send: Send) -> Send:
+        """A lifespan's `send` that ends what is ours before the lifespan's last word."""
+        return send if self._listener is None else until_shutdown(self._listener, send)
 
     def handles_scope(self, scope: Scope) -> bool:
         """Whether an ASGI HTTP request is ours; false for everything else."""
@@ -224,6 +208,17 @@ class Surface:
             is_capture=admitted.action.is_capture,
         )
         return answer or self._refused(admitted.entry, _busy(request))
+
+    def _answer_locally(
+        self,
+        request: Request,
+        connection: _socket.socket,
+        read_body: Callable[[], bytes],
+        pool: Pool,
+    ) -> Response:
+        if not self.handles(request.path):
+            return refusal(request, 404, "Unknown")
+        return self.answer(request, connection, read_body, pool, engine.sleep)
 
     def _admit(self, request: Request) -> Response | _Admitted:
         entry = Entry.of(request, secrets.token_hex(4))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextvars
+import functools
+import importlib.metadata
 import json
 import os
 import platform
@@ -14,6 +17,8 @@ from stroboscope._http.messages import Response
 from stroboscope.endpoints.call import Call, as_json
 from stroboscope.endpoints.joining import HEADER, ask_all
 
+#: How long a loop may take to show how late it is.
+_LAG_CAP_S = 0.1
 #: Modules that only a worker of the server has loaded, most telling first.
 _SERVERS = (
     ("gunicorn.workers.sync", "gunicorn sync"),
@@ -22,7 +27,7 @@ _SERVERS = (
     ("uvicorn.workers", "gunicorn uvicorn"),
     ("gunicorn.arbiter", "gunicorn"),
     ("uvicorn.server", "uvicorn"),
-    ("hypercorn.run", "hypercorn"),
+    ("hypercorn", "hypercorn"),
     ("uwsgi", "uwsgi"),
     ("waitress.server", "waitress"),
 )
@@ -55,9 +60,41 @@ def _facts(call: Call) -> dict[str, Any]:
         "python": platform.python_version(),
         "engine": info.kind,
         "windows": info.windows,
+        "lag_ms": _lag_ms(call),
         "rss_bytes": _resident_bytes(),
+        "requests": sum(one.running() for one in call.desk.labellers),
+        "version": _version(),
         "socket": call.desk.door() or "open",
     }
+
+
+@functools.cache
+def _version() -> str:
+    try:
+        return importlib.metadata.version("stroboscope")
+    except importlib.metadata.PackageNotFoundError:  # not installed, only on the path
+        return ""
+
+
+def _lag_ms(call: Call) -> float | None:
+    """How late the slowest event loop runs what it is given, or None without a loop.
+
+    At least so late, where it did not run it in `_LAG_CAP_S`.
+    """
+    began_s = time.monotonic()
+    waiting = set()
+    for loop in call.desk.loops():
+        waiting.add(loop)
+        try:
+            loop.call_soon_threadsafe(
+                waiting.discard, loop, context=contextvars.Context()
+            )
+        except RuntimeError:  # closed
+            waiting.discard(loop)
+    has_loops = bool(waiting)
+    while waiting and time.monotonic() < began_s + _LAG_CAP_S:
+        engine.sleep(0.001)
+    return round((time.monotonic() - began_s) * 1000, 1) if has_loops else None
 
 
 def _server() -> str:

@@ -48,6 +48,8 @@ class Stroboscope:
         surface = self.surface
         if surface is not None:
             surface.wake_here()
+            if scope["type"] == "lifespan":
+                send = surface.until_shutdown(send)
             if surface.handles_scope(scope):
                 await surface.asgi(scope, receive, send)
                 return

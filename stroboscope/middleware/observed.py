@@ -7,6 +7,7 @@ asks for while it runs.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -47,6 +48,8 @@ class Labeller:
         TABLE.configure(settings.label_sets, prefix)
         names = ("endpoint", "method", "tenant", "status", "latency")
         self._keys: Mapping[str, str] = {name: prefix + name for name in names}
+        # Atomic, which `+= 1` is not; and a request nobody ends leaks no memory.
+        self.begin, self.end = itertools.count().__next__, itertools.count().__next__
         self._logged: set[str] = set()
         self.failures = 0
 
@@ -82,6 +85,10 @@ class Labeller:
     def tenants(self) -> list[str]:
         """The tenants that are shown by name now."""
         return self._buckets.shown()
+
+    def running(self) -> int:
+        """Requests that have begun and not ended."""
+        return self.begin() - self.end()
 
     def set_bounds(self, bounds_s: Iterable[float]) -> None:
         """Other bounds for the latency label, from now on."""
@@ -157,6 +164,7 @@ class Observed:
         self.inside: LabelCell | None = self.cell
         self.began_ns = time.monotonic_ns()
         self.before: LabelCell | None = None
+        labeller.begin()
         if recording.trace_wanted():
             is_known = isinstance(method, str) and method in METHODS
             kind = str(method) if is_known else "OTHER"
@@ -196,6 +204,7 @@ class Observed:
         if cell is None:
             return
         self.ended_ns = time.monotonic_ns()
+        self.labeller.end()
         if cell.sampled:
             cell.labels = self.labeller.labels(self)
             cell.publish()

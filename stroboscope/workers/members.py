@@ -47,6 +47,7 @@ class Members:
             )
         self._remove_all(process, but=_ALIVE)
         self.folder.clean()
+        self.processes()  # the dead may have left something, and nobody looked
         return self._bind(f"{process}{_SOCKET}")
 
     def is_in(self) -> bool:
