@@ -214,6 +214,29 @@ def test_a_held_row_follows_its_values(ledger: _native.Ledger) -> None:
     ledger.drop(rows[2])
 
 
+def test_a_held_row_follows_through_rows_that_were_merged(
+    ledger: _native.Ledger,
+) -> None:
+    """Its id leads on though nobody else holds the one between."""
+    requests = [LabelCell(), LabelCell()]
+    blocks = [LabelCell("block", requests[n]) for n in (0, 1, 1)]
+    rows = [charge(ledger, block, 10, 0) for block in blocks]
+    for row in rows[1:]:
+        ledger.hold(row)
+    for block in blocks:
+        block.publish()  # the third joins the second's row, under their request
+    for request in requests:
+        request.labels = "request"
+        request.publish()  # and both join the first's
+    ledger.drop(rows[1])
+    others = [charge(ledger, LabelCell(f"other {n}"), 1, 0) for n in range(5)]
+    ledger.add(rows[2], -9)
+    ledger.drop(rows[2])
+
+    assert totals(ledger)["request", "block"] == 21
+    assert len(set(others)) == 5
+
+
 def test_ids_of_folded_rows_are_used_again(ledger: _native.Ledger) -> None:
     """Holding and dropping across folds leaves nothing behind."""
     highest = 0
