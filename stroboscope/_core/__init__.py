@@ -5,6 +5,7 @@ and says in every profile what it cannot see.
 """
 
 from stroboscope._core import recording
+from stroboscope._core.at_rest import AtRest, TaskRow, task_sets
 from stroboscope._core.capture import TRUNCATED, Capture
 from stroboscope._core.engine import Driver, Engine, EngineInfo, Window
 
@@ -28,11 +29,14 @@ engine = Engine(_driver, _reason)
 __all__ = [
     "LABELS",
     "TRUNCATED",
+    "AtRest",
     "Capture",
     "Engine",
     "EngineInfo",
     "LabelCell",
+    "TaskRow",
     "Window",
     "engine",
     "recording",
+    "task_sets",
 ]

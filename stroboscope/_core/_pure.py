@@ -16,6 +16,8 @@ from contextvars import ContextVar
 from types import FrameType
 from typing import Any
 
+from stroboscope._core import _pure_rest
+from stroboscope._core.at_rest import AtRest, TaskRow
 from stroboscope._core.capture import Capture, Frame, Row
 
 _DEPTH_MAX = 512
@@ -160,6 +162,18 @@ class PortableDriver:
     def contexts(self) -> dict[int, Any]:
         """Another thread's context cannot be read here."""
         return {}
+
+    def walk(
+        self,
+        tasks: list[Any],
+        see: Callable[[TaskRow], object],
+        breathe: Callable[[], object],
+        *,
+        described: bool,
+    ) -> AtRest:
+        """Read all threads and these tasks; nobody is asked what they wait for."""
+        del described
+        return _pure_rest.walk(tasks, see, breathe, self._excluded, LABELS)
 
     def open(self) -> int:
         """Open a window; samples from now on belong to it."""

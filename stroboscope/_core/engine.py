@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from stroboscope._core.at_rest import AtRest, TaskRow
 from stroboscope._core.capture import Capture
 from stroboscope.errors import EngineUnavailable, WindowsExhausted
 
@@ -35,6 +36,14 @@ class Driver(Protocol):
     def set_period(self, period_ns: int) -> None: ...
     def own_cpu_ns(self) -> int: ...
     def contexts(self) -> dict[int, Any]: ...
+    def walk(
+        self,
+        tasks: list[Any],
+        see: Callable[[TaskRow], object],
+        breathe: Callable[[], object],
+        *,
+        described: bool,
+    ) -> AtRest: ...
     def open(self) -> int: ...
     def close(self, handle: int, *, last: bool) -> Capture: ...
     def after_fork(self) -> None: ...
@@ -65,7 +74,7 @@ class Window:
         self._engine = engine
         self._handle = handle
         self._cancelled = False
-        self._lock = _lock()
+        self._lock = real_lock()
         self._capture: Capture | None = None
 
     def wait(self, seconds: float, each: Callable[[], object] = _nothing) -> bool:
@@ -100,7 +109,7 @@ class Engine:
     def __init__(self, driver: Driver, reason: str) -> None:
         self._driver = driver
         self._reason = reason
-        self._lock = _lock()
+        self._lock = real_lock()
         self._windows: set[Window] = set()
         self._registered = False
         self._hz = 0
@@ -174,6 +183,22 @@ class Engine:
         """The label cell of each thread now, by ident; empty where it cannot be read."""
         return self._driver.contexts()
 
+    def walk(
+        self,
+        tasks: list[Any],
+        see: Callable[[TaskRow], object],
+        breathe: Callable[[], object] = _nothing,
+        *,
+        described: bool = False,
+    ) -> AtRest:
+        """All threads but ours, and these tasks (or weak references), as they stand.
+
+        `see` is called with each unfinished task, in the order of `AtRest.tasks`;
+        `described` asks the kernel what each thread waits for and how old it is. Blocks some milliseconds per thousand
+        tasks, and calls `breathe` several times in each, to give up the GIL.
+        """
+        return self._driver.walk(tasks, see, breathe, described=described)
+
     def close_window(self, window: Window, handle: int) -> Capture:
         """Used by `Window.close`."""
         with self._lock:
@@ -215,7 +240,7 @@ class Engine:
             atexit.register(self._at_exit)
 
     def _after_fork(self) -> None:
-        self._lock = _lock()
+        self._lock = real_lock()
         self._windows = set()
         self._own_threads = set()
         self._driver.after_fork()
@@ -235,7 +260,7 @@ def _get_ident() -> int:
     return ident
 
 
-def _lock() -> Any:
+def real_lock() -> Any:
     """A real lock, also where gevent has replaced `threading.Lock`."""
     monkey = sys.modules.get("gevent.monkey")
     if monkey is None:

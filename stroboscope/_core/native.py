@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 import time
+from array import array
 from collections.abc import Callable
 from typing import Any
 
 from stroboscope._core import _native
+from stroboscope._core.at_rest import AtRest, TaskRow, ThreadRow
 from stroboscope._core.capture import Capture, Row
 from stroboscope._core.places import BREATH_S, SLICE, places_of, slices
 from stroboscope.errors import EngineUnavailable
+
+#: Threads, whose state the kernel is asked for, and tasks in one step.
+_THREAD_SLICE, _TASK_SLICE = 16, 100
 
 
 class NativeDriver:
@@ -59,6 +65,40 @@ class NativeDriver:
     def contexts(self) -> dict[int, Any]:
         """The label cell of each thread now, by ident."""
         return dict(_native.contexts())
+
+    def walk(
+        self,
+        tasks: list[Any],
+        see: Callable[[TaskRow], object],
+        breathe: Callable[[], object],
+        *,
+        described: bool,
+    ) -> AtRest:
+        """Read all threads and these tasks, at rest, in slices under the GIL."""
+        threads: list[ThreadRow] = []
+        stacks = array("q")
+        _native.hold_stacks()
+        try:
+            below = 1 << 63
+            while rows := _native.walk_threads(below, _THREAD_SLICE, described):
+                below = rows[-1][0]
+                threads.extend(ThreadRow(*row[1:]) for row in rows if row[2] >= 0)
+                breathe()
+            for first in range(0, len(tasks), _TASK_SLICE):
+                for row in _native.walk_tasks(tasks, first, _TASK_SLICE):
+                    stacks.append(row[0])
+                    see(TaskRow(*row))
+                breathe()
+            used = itertools.chain(stacks, (row.stack for row in threads))
+            frames, named, at = places_of(used, of_ledgers=True)
+        finally:
+            _native.drop_stacks()
+        return AtRest(
+            frames,
+            named,
+            [row._replace(stack=at[row.stack]) for row in threads],
+            array("q", (at.get(stack, -1) for stack in stacks)),
+        )
 
     def _hook_thread_start(self) -> None:
         original = threading.Thread._bootstrap_inner  # type: ignore[attr-defined]

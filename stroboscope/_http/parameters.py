@@ -77,3 +77,16 @@ def snapshot_seconds(query: str, cap_s: float) -> tuple[float | None, bool]:
     if wanted <= 0:
         raise ValueError('invalid value for "seconds" - must be a positive integer')
     return min(wanted, cap_s), wanted > cap_s
+
+
+def seconds_of(query: str, name: str) -> float | None:
+    """Seconds named by a parameter, None without one.
+
+    Raises: ValueError for anything but a plain number.
+    """
+    text = first(query, name)
+    if not text:
+        return None
+    if not _NUMBER.fullmatch(text):
+        raise ValueError(f'invalid value for "{name}" - must be seconds')
+    return float(text)

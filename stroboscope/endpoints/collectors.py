@@ -18,7 +18,7 @@ Collector = Callable[[Desk, bool], Profile]
 
 def _goroutine(desk: Desk, is_fresh: bool) -> Profile:
     taken = desk.snapshots.get(is_fresh=is_fresh)
-    return stacks.to_profile(taken, time.time_ns(), ())
+    return stacks.to_profile(taken, time.time_ns())
 
 
 def _not_built(
@@ -50,7 +50,4 @@ COLLECTORS: Mapping[str, Collector] = {
     "heap": lambda desk, is_fresh: heap.collect_heap(),
     "mutex": lambda desk, is_fresh: contention.to_profile("mutex"),
     "threadcreate": _not_built("threadcreate", (_THREADS,), _THREADS, 1),
-    "wall": _not_built(
-        "wall", (ValueType("wall", _NS),), ValueType("wall", _NS), 10_000_000
-    ),
 }

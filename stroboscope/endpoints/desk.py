@@ -31,6 +31,7 @@ from stroboscope.endpoints.snapshots import Snapshots
 from stroboscope.formats.pprof import stable_address
 from stroboscope.formats.profile import Frame
 from stroboscope.profiles import stacks
+from stroboscope.profiles.ages import Ages
 from stroboscope.profiles.governor import Governor
 from stroboscope.profiles.ledgers import keep_labels
 from stroboscope.settings import Settings
@@ -93,7 +94,8 @@ class Desk:
         self.garbage = Garbage(clock)
         #: The turn to stop the process for a look from outside.
         self.pauses = Garbage(clock)
-        self.snapshots = Snapshots(lambda: stacks.snapshot(self.loops()), clock)
+        self.ages = Ages()
+        self.snapshots = Snapshots(self._take, clock)
         self.governor = Governor(settings.overhead_share, clock)
         self.audit = Audit()
         #: (endpoint, status): requests since the process began.
@@ -169,6 +171,9 @@ class Desk:
         except RuntimeError:  # no thread to be had; the next request tries again
             self._watches = False
 
+    def _take(self) -> stacks.Snapshot:
+        return stacks.snapshot(self.loops(), self.ages)
+
     def _expire_knobs(self) -> None:
         while True:
             with self.lock:
@@ -199,6 +204,7 @@ class Desk:
         self.flights.after_fork()
         self.openings.after_fork()
         self.snapshots.after_fork()
+        self.ages = Ages()
         self._watches = False
         self._loops = WeakSet()
 

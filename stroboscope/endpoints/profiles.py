@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from stroboscope._core import Window, engine
 from stroboscope._http.messages import PROFILE, TEXT, Response, refusal
@@ -18,19 +19,23 @@ from stroboscope._http.parameters import (
     asked,
     first,
     profile_seconds,
+    seconds_of,
     snapshot_seconds,
 )
 from stroboscope.endpoints import native
 from stroboscope.endpoints.call import Call
 from stroboscope.endpoints.captures import HEADER, Capture
-from stroboscope.endpoints.collectors import COLLECTORS
+from stroboscope.endpoints.collectors import COLLECTORS, Collector
 from stroboscope.endpoints.leases import LeaseTaken
 from stroboscope.errors import EngineUnavailable, WindowsExhausted
 from stroboscope.formats import text
 from stroboscope.formats.pprof import encode, prune
 from stroboscope.formats.profile import Profile, columns, subtract
+from stroboscope.profiles import stacks
 from stroboscope.profiles.breath import Breath
 from stroboscope.profiles.cpu import collect_cpu
+from stroboscope.profiles.stacks import Snapshot
+from stroboscope.profiles.wall import collect_wall
 
 BUSY = "Could not enable CPU profiling: cpu profiling already in use"
 FORENSIC_HZ = 1000
@@ -51,14 +56,16 @@ def profile(call: Call) -> Response:
     if native.is_wanted(call):
         return refusal(request, 501, native.NO_PROFILE)
     if first(request.query, "forensic") != "1":
-        return _cpu(call, seconds, clamped, call.desk.knobs.get("cpu_hz"))
+        return _timed(call, "profile", collect_cpu, seconds, clamped)
     try:
         with call.desk.leases.hold(
             "forensic profile", call.grant.token_id, seconds, is_peer=call.is_peer
         ):
             before, knob = engine.hz, call.desk.knobs.get("cpu_hz")
             try:
-                return _cpu(call, seconds, clamped, FORENSIC_HZ, raises_rate=True)
+                return _timed(
+                    call, "profile", collect_cpu, seconds, clamped, FORENSIC_HZ
+                )
             finally:
                 # A knob that was switched, or has run out, meanwhile is not undone.
                 now = call.desk.knobs.get("cpu_hz")
@@ -67,22 +74,35 @@ def profile(call: Call) -> Response:
         return taken_response(call, taken)
 
 
-def _cpu(
-    call: Call, seconds: float, clamped: bool, hz: int, raises_rate: bool = False
+def wall(call: Call) -> Response:
+    """Time on and off the CPU, of threads and suspended tasks."""
+    seconds, clamped = profile_seconds(call.request.query, _cap_s(call))
+    collect = partial(collect_wall, loops=call.desk.loops)
+    return _timed(call, "wall", collect, seconds, clamped)
+
+
+def _timed(
+    call: Call,
+    name: str,
+    collect: Callable[..., Profile],
+    seconds: float,
+    clamped: bool,
+    raised_hz: int | None = None,
 ) -> Response:
+    """What samples over `seconds`; `raised_hz` is the rate of whoever is alone."""
     desk, request = call.desk, call.request
     began_s = time.monotonic()
 
     def on_window(window: Window) -> None:
         request.cancellation.on_cancel(window.cancel)
-        if raises_rate:
-            engine.set_rate(hz)
+        if raised_hz is not None:
+            engine.set_rate(raised_hz)
 
     try:
-        collected = collect_cpu(
+        collected = collect(
             seconds,
             on_window,
-            hz=hz,
+            hz=raised_hz or desk.knobs.get("cpu_hz"),
             windows=desk.settings.windows,
             each=desk.governor.look,
         )
@@ -100,7 +120,7 @@ def _cpu(
         headers.append(("X-Stroboscope-Governed", actions[-1].kind))
         comments += [f"overhead governor {action.text}" for action in actions]
     collected = replace(collected, comments=(*collected.comments, *comments))
-    return _attached(call, "profile", collected, headers)
+    return _attached(call, name, collected, headers)
 
 
 def snapshot(name: str) -> Callable[[Call], Response]:
@@ -111,6 +131,7 @@ def snapshot(name: str) -> Callable[[Call], Response]:
         debug = first(query, "debug") or "0"
         try:
             seconds, clamped = snapshot_seconds(query, _cap_s(call))
+            collect = _collector(call, name)
         except ValueError as error:
             return refusal(call.request, 400, str(error))
         if seconds is not None and debug not in ("", "0"):
@@ -118,9 +139,10 @@ def snapshot(name: str) -> Callable[[Call], Response]:
                 call.request, 400, "seconds and debug params are incompatible"
             )
         if debug == "2" and name == "goroutine":
-            return Response(200, _blocks(call).encode("utf-8", "replace"))
+            blocks = _blocks(stacks_asked(call, is_fresh=False))
+            return Response(200, blocks.encode("utf-8", "replace"), TEXT)
         notes = _collect_garbage(call, name)
-        collected = COLLECTORS[name](call.desk, seconds is not None)
+        collected = collect(call.desk, seconds is not None)
         collected = replace(collected, comments=(*collected.comments, *notes))
         if debug not in ("", "0"):
             fraction = call.desk.knobs.get("mutex_fraction")
@@ -132,7 +154,7 @@ def snapshot(name: str) -> Callable[[Call], Response]:
         if not _wait(call, seconds):
             return refusal(call.request, 408, "the client went away")
         ended_ns = time.time_ns()
-        delta = subtract(COLLECTORS[name](call.desk, True), collected)
+        delta = subtract(collect(call.desk, True), collected)
         delta = replace(delta, time_ns=ended_ns, duration_ns=ended_ns - began_ns)
         return _attached(call, f"{name}-delta", delta, clamp(seconds, clamped))
 
@@ -141,11 +163,14 @@ def snapshot(name: str) -> Callable[[Call], Response]:
     return handler
 
 
-def wall(call: Call) -> Response:
-    """Wall-clock time; its collector is not built yet, so it is empty and says so."""
-    seconds, clamped = profile_seconds(call.request.query, _cap_s(call))
-    collected = COLLECTORS["wall"](call.desk, False)
-    return _attached(call, "wall", collected, clamp(seconds, clamped))
+def stacks_asked(call: Call, *, is_fresh: bool) -> Snapshot:
+    """The stacks now; with `min_age` those that are known to be so old.
+
+    Raises: ValueError for an age that is no number.
+    """
+    oldest_s = seconds_of(call.request.query, "min_age")
+    taken = call.desk.snapshots.get(is_fresh=is_fresh)
+    return taken if oldest_s is None else taken.older_than(oldest_s)
 
 
 def capture_s(call: Call) -> float:
@@ -188,6 +213,15 @@ def killed_after_s(call: Call) -> float:
     return TIMEOUT_SHARE * call.request.worker_timeout_s
 
 
+def _collector(call: Call, name: str) -> Collector:
+    """What collects this profile as the query asks. Raises: ValueError."""
+    if name != "goroutine" or seconds_of(call.request.query, "min_age") is None:
+        return COLLECTORS[name]
+    return lambda desk, is_fresh: stacks.to_profile(
+        stacks_asked(call, is_fresh=is_fresh), time.time_ns()
+    )
+
+
 def _collect_garbage(call: Call, name: str) -> tuple[str, ...]:
     """What `gc=1` does to a profile of memory; the comment it leaves."""
     if name not in OF_MEMORY or first(call.request.query, "gc") != "1":
@@ -199,17 +233,12 @@ def _collect_garbage(call: Call, name: str) -> tuple[str, ...]:
     return ("gc: collected before",)
 
 
-def _blocks(call: Call) -> str:
-    return text.blocks(
-        [
-            (
-                f'{one.kind} "{one.name}" [{one.state or "thread"}]',
-                one.labels,
-                one.frames,
-            )
-            for one in call.desk.snapshots.get()
-        ]
+def _blocks(taken: Snapshot) -> str:
+    blocks = (
+        text.Block(one.kind, one.name, one.state, one.age_s, one.labels, one.frames)
+        for one in taken.stacks
     )
+    return text.blocks(blocks, Breath())
 
 
 def _wait(call: Call, seconds: float) -> bool:

@@ -27,7 +27,9 @@ _DELTA = {
     "seconds": "the difference over so long, instead of the total",
     "debug": "1: text for people; 2: a block per stack",
 }
+_AGE = {"min_age": "only what is known to be so many seconds old"}
 _GC = {"gc": "1: collect first, once in 10 s"}
+_MORE = {"allocs": _GC, "goroutine": _AGE, "heap": _GC}
 
 
 def _at_once(call: Call) -> float:
@@ -76,7 +78,7 @@ ROUTES = (
             "profile",
             profiles.snapshot(name),
             f"Go's {name} profile.",
-            _DELTA | _GC if name in profiles.OF_MEMORY else _DELTA,
+            _DELTA | _MORE.get(name, {}),
             joined=profiles.delta_s,
             is_sliced=True,
         )
@@ -135,7 +137,7 @@ ROUTES = (
         "profile",
         state.show_stacks,
         "Every thread and task now.",
-        {"native": "1 (admin): with C frames, from py-spy; stops the process"},
+        {**_AGE, "native": "1 (admin): with C frames, from py-spy; stops the process"},
         joined=_at_once,
     ),
     *(

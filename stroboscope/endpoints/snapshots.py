@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from stroboscope._clock import SYSTEM, Clock
 from stroboscope._core import engine
-from stroboscope.profiles.stacks import Stack
+from stroboscope.profiles.stacks import Snapshot
 
 #: How old a snapshot may be that is given to somebody else, in seconds.
 SHARED_S = 0.5
@@ -20,16 +20,16 @@ class Snapshots:
     is let go when it is too old to be shared.
     """
 
-    def __init__(self, take: Callable[[], list[Stack]], clock: Clock = SYSTEM) -> None:
+    def __init__(self, take: Callable[[], Snapshot], clock: Clock = SYSTEM) -> None:
         self._take = take
         self._clock = clock
         self._lock = threading.Lock()
-        self._shared: list[Stack] | None = None
+        self._shared: Snapshot | None = None
         self._began_s = 0.0
         #: Walks since the process began.
         self.walks = 0
 
-    def get(self, *, is_fresh: bool = False) -> list[Stack]:
+    def get(self, *, is_fresh: bool = False) -> Snapshot:
         """The stacks; `is_fresh` for a walk that begins after the call."""
         asked_s = self._now_s()
         with self._lock:

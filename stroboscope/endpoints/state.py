@@ -16,10 +16,13 @@ from stroboscope._http.messages import JSON, Response, refusal
 from stroboscope.auth.tokens import SHARE_TTL_CAP_S
 from stroboscope.endpoints import native, stalls
 from stroboscope.endpoints.call import Call, as_json
+from stroboscope.endpoints.profiles import stacks_asked
 from stroboscope.errors import KnobConflict, KnobError
 from stroboscope.formats.prometheus import CONTENT_TYPE, Family, one, render
 from stroboscope.knobs import TTL_DEFAULT_S
 from stroboscope.labels import TABLE
+from stroboscope.profiles.breath import Breath
+from stroboscope.profiles.stacks import Stack
 from stroboscope.stalls import WATCH
 
 #: Longer ids are none of ours; see `auth.tokens.OWNER_CAP`.
@@ -46,31 +49,41 @@ def labels(call: Call) -> Response:
 
 
 def show_stacks(call: Call) -> Response:
-    """Every thread and asyncio task with its labels: text, or JSON on request."""
+    """Every thread, task and greenlet with its labels: text, or JSON on request."""
     if native.is_wanted(call):
         return native.show(call)
-    found = call.desk.snapshots.get()
+    try:
+        found = stacks_asked(call, is_fresh=False).stacks
+    except ValueError as error:
+        return refusal(call.request, 400, str(error))
+    breathe = Breath()
     if JSON in (call.request.header("accept") or ""):
-        return as_json(
-            [
-                {
-                    "kind": stack.kind,
-                    "name": stack.name,
-                    "state": stack.state,
-                    "labels": dict(stack.labels),
-                    "frames": [f"{f.function} {f.file}:{f.line}" for f in stack.frames],
-                }
-                for stack in found
-            ]
-        )
+        rows = []
+        for stack in found:
+            rows.append(json.dumps(_shown(stack)))
+            breathe()
+        return Response(200, f"[{','.join(rows)}]\n".encode(), JSON)
     lines = []
     for stack in found:
         shown = " ".join(f"{key}={value}" for key, value in stack.labels)
-        parts = (stack.kind, stack.name, stack.state, shown)
+        age = "" if stack.age_s is None else f"{stack.age_s:.0f} s"
+        parts = (stack.kind, stack.name, stack.state, age, shown)
         lines.append(" ".join(filter(None, parts)))
         lines += [f"    {f.function} {f.file}:{f.line}" for f in stack.frames]
         lines.append("")
+        breathe()
     return Response(200, "\n".join(lines).encode("utf-8", "replace"))
+
+
+def _shown(stack: Stack) -> dict[str, Any]:
+    return {
+        "kind": stack.kind,
+        "name": stack.name,
+        "state": stack.state,
+        "age_s": None if stack.age_s is None else round(stack.age_s, 1),
+        "labels": dict(stack.labels),
+        "frames": [f"{f.function} {f.file}:{f.line}" for f in stack.frames],
+    }
 
 
 def gc_statistics(call: Call) -> Response:

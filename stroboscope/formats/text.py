@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 from stroboscope.formats.pprof import stable_address
 from stroboscope.formats.profile import Frame, Labels, Profile, columns
@@ -41,13 +43,38 @@ def counts(name: str, profile: Profile, mutex_fraction: int = 0) -> str:
     return "".join(out)
 
 
-def blocks(stacks: list[tuple[str, Labels, tuple[Frame, ...]]]) -> str:
-    """`debug=2`: a block per thread and task, as a panic prints goroutines."""
+class Block(NamedTuple):
+    """What `blocks` prints of one thread, task or greenlet; frames leaf first."""
+
+    kind: str
+    name: str
+    state: str
+    age_s: float | None
+    labels: Labels
+    frames: tuple[Frame, ...]
+
+
+def blocks(
+    stacks: Iterable[Block], breathe: Callable[[], object] = lambda: None
+) -> str:
+    """`debug=2`: a block for each, as a Go panic prints goroutines.
+
+    Where Go has `goroutine 7 [select, 3 minutes]:` there is the kind, the name, what it
+    waits for and its age. `breathe` is called for each.
+    """
     out = []
-    for heading, labels, frames in stacks:
-        out.append(f"{heading}:\n{_labels(labels)}")
-        out += [f"{f.function}()\n\t{f.file}:{f.line}\n" for f in frames]
-        out.append("\n")
+    # Equal stacks are one object, and most of a text of thousands of blocks.
+    written: dict[int, str] = {}
+    for kind, name, state, age_s, labels, frames in stacks:
+        about = ", ".join(filter(None, (state, _age(age_s))))
+        out.append(f'{kind} "{name}" [{about or "unknown"}]:\n{_labels(labels)}')
+        known = written.get(id(frames))
+        if known is None:
+            known = written[id(frames)] = "".join(
+                f"{f.function}()\n\t{f.file}:{f.line}\n" for f in frames
+            )
+        out.append(known + "\n")
+        breathe()
     return "".join(out)
 
 
@@ -57,6 +84,15 @@ def _amount(values: tuple[int, ...]) -> str:
         return " ".join(map(str, reversed(values)))
     alloc_objects, alloc_bytes, inuse_objects, inuse_bytes = values
     return f"{inuse_objects}: {inuse_bytes} [{alloc_objects}: {alloc_bytes}]"
+
+
+def _age(age_s: float | None) -> str:
+    """Whole minutes, as Go says it; seconds below one."""
+    if age_s is None or age_s < 1:
+        return ""
+    if age_s < 60:
+        return f"{age_s:.0f} seconds"
+    return f"{age_s // 60:.0f} minutes"
 
 
 def _labels(labels: Labels) -> str:

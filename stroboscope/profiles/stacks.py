@@ -1,4 +1,4 @@
-"""What every thread and asyncio task is doing at this moment, with its labels.
+"""What every thread, asyncio task and greenlet is doing at this moment, with its labels.
 
 Names of places only: no local, no argument and no user's object is ever read for its
 text. Blocks for some milliseconds per thousand tasks; belongs on a thread of ours.
@@ -7,57 +7,174 @@ text. Blocks for some milliseconds per thousand tasks; belongs on a thread of ou
 from __future__ import annotations
 
 import asyncio
-import gc
+import itertools
+import math
 import re
 import sys
 import threading
-from collections.abc import Iterable
-from contextvars import Context
+import time
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from types import CodeType, FrameType
-from typing import Any
+from typing import Any, overload
 
-from stroboscope._core import LABELS, engine
+from stroboscope._core import AtRest, LabelCell, TaskRow, engine, task_sets
+from stroboscope._core.at_rest import CREATED, RUNNING
 from stroboscope.formats.profile import Frame, Labels, Profile, Sample, ValueType
 from stroboscope.labels import labels_of
+from stroboscope.profiles.ages import Ages
 from stroboscope.profiles.breath import Breath
+from stroboscope.profiles.greenlets import greenlets_at_rest
 
-DEPTH_CAP = 512
+#: Tasks read in one snapshot; the snapshot says so when there are more.
 TASKS_CAP = 20_000
-_CUT = Frame("", "[truncated]", 0, 0)
+CUT, LOST = Frame("", "[truncated]", 0, 0), Frame("", "[lost]", 0, 0)
 _NAME = re.compile(r"[A-Za-z0-9_.:() -]{1,64}")
 _COUNT = ValueType("goroutine", "count")
 
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """One thread or task; frames leaf first."""
+    """One thread, task or greenlet; frames leaf first.
 
-    kind: str  # thread, task
+    `state` says what it does or waits for, as far as that is known. `age_s` is None
+    where nothing is known of it; see `Ages`.
+    """
+
+    kind: str  # thread, task, greenlet
     name: str
-    state: str  # for a task: running, suspended; for a thread: running, in C
+    state: str
     labels: Labels
     frames: tuple[Frame, ...]
+    age_s: float | None = None
 
 
-def snapshot(loops: Iterable[asyncio.AbstractEventLoop] = ()) -> list[Stack]:
-    """Stacks of all threads but ours, and of the tasks of these loops."""
+class Stacks(Sequence[Stack]):
+    """Stacks as columns: a `Stack` exists only while somebody looks at it.
+
+    Ten thousand objects more would set off a full garbage collection, which an
+    application of as many tasks feels for a tenth of a second.
+    """
+
+    def __init__(self) -> None:
+        #: Distinct stacks and label sets; the columns hold indices into them.
+        self.frames: list[tuple[Frame, ...]] = []
+        self.label_sets: list[Labels] = [()]
+        self.frames_of, self.labels_of = array("I"), array("I")
+        self.kinds: list[str] = []
+        self.names: list[str] = []
+        self.states: list[str] = []
+        self.ages_s = array("d")  # nan: unknown
+
+    def add(
+        self,
+        kind: str,
+        name: str,
+        state: str,
+        labels: int,
+        frames: int,
+        age_s: float = math.nan,
+    ) -> None:
+        """Append one, by the numbers of its labels and frames."""
+        self.kinds.append(kind)
+        self.names.append(name)
+        self.states.append(state)
+        self.labels_of.append(labels)
+        self.frames_of.append(frames)
+        self.ages_s.append(age_s)
+
+    def __len__(self) -> int:
+        return len(self.kinds)
+
+    @overload
+    def __getitem__(self, at: int) -> Stack: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Stack]: ...
+    def __getitem__(self, at: int | slice) -> Stack | list[Stack]:
+        if isinstance(at, slice):
+            return [self[i] for i in range(*at.indices(len(self)))]
+        age_s = self.ages_s[at]
+        return Stack(
+            self.kinds[at],
+            self.names[at],
+            self.states[at],
+            self.label_sets[self.labels_of[at]],
+            self.frames[self.frames_of[at]],
+            None if math.isnan(age_s) else age_s,
+        )
+
+    def older_than(self, age_s: float) -> Stacks:
+        """Those that are known to be so old."""
+        kept = Stacks()
+        kept.frames, kept.label_sets = self.frames, self.label_sets
+        for at, one_s in enumerate(self.ages_s):
+            if one_s >= age_s:
+                kept.add(
+                    self.kinds[at],
+                    self.names[at],
+                    self.states[at],
+                    self.labels_of[at],
+                    self.frames_of[at],
+                    one_s,
+                )
+        return kept
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All stacks, and what a reader must know to trust them."""
+
+    stacks: Stacks
+    notes: tuple[str, ...] = ()
+
+    def older_than(self, age_s: float) -> Snapshot:
+        """Those that are known to be so old."""
+        kept = self.stacks.older_than(age_s)
+        note = f"min_age={age_s:g}: {len(kept)} of {len(self.stacks)}"
+        return Snapshot(kept, (*self.notes, note))
+
+
+def snapshot(
+    loops: Iterable[asyncio.AbstractEventLoop] = (), ages: Ages | None = None
+) -> Snapshot:
+    """Stacks of all threads but ours, of all tasks, and of suspended greenlets.
+
+    `loops` are only needed from Python 3.14. Each stack was read in one piece; the
+    stacks were read within the time of the call, not at one moment, and no task is in
+    it twice. `ages` remembers from one snapshot to the next when a task was first seen.
+    """
+    began = time.monotonic()
+    items = list(itertools.chain.from_iterable(map(list, task_sets(loops))))
     breathe = Breath()
-    stacks = _threads()
-    for loop in loops:
-        for task in _tasks(loop)[: TASKS_CAP - len(stacks)]:
-            stack = _task(task)
-            if stack is not None:
-                stacks.append(stack)
-            breathe()
-    return stacks
+    made = Stacks()
+    reader = _Reader(made, ages or Ages())
+    found = engine.walk(items[:TASKS_CAP], reader.see_task, breathe, described=True)
+    reader.finish(found, breathe)
+    reader.see_greenlets(breathe)
+    took_ms = 1000 * (time.monotonic() - began)
+    notes = [f"read within {took_ms:.0f} ms, each stack in one piece"]
+    if len(items) > TASKS_CAP:
+        notes.append(f"tasks: {TASKS_CAP} of {len(items)}, no more are read at once")
+    if reader.lost:
+        notes.append(f"stacks lost, tables full: {reader.lost}")
+    return Snapshot(made, tuple(notes))
 
 
-def to_profile(stacks: list[Stack], now_ns: int, comments: tuple[str, ...]) -> Profile:
+def to_profile(taken: Snapshot, now_ns: int) -> Profile:
     """The stacks as Go's goroutine profile; equal ones add up."""
+    stacks, breathe = taken.stacks, Breath()
+    counts: Counter[tuple[int, int, str]] = Counter()
+    for row in zip(stacks.frames_of, stacks.labels_of, stacks.kinds, strict=True):
+        counts[row] += 1
+        breathe()
     samples = [
-        Sample(stack.frames, (1,), (*stack.labels, ("kind", stack.kind)))
-        for stack in stacks
+        Sample(
+            stacks.frames[frames],
+            (count,),
+            (*stacks.label_sets[labels], ("kind", kind)),
+        )
+        for (frames, labels, kind), count in counts.items()
     ]
     return Profile(
         sample_types=(_COUNT,),
@@ -65,99 +182,99 @@ def to_profile(stacks: list[Stack], now_ns: int, comments: tuple[str, ...]) -> P
         period_type=_COUNT,
         period=1,
         time_ns=now_ns,
-        comments=comments,
+        comments=taken.notes,
         mapping=f"python{sys.version_info.major}.{sys.version_info.minor}",
     )
-
-
-def _threads() -> list[Stack]:
-    contexts = engine.contexts()
-    names = {thread.ident: thread.name for thread in threading.enumerate()}
-    own = engine.own_threads() | {threading.get_ident()}
-    found = []
-    frames = sys._current_frames()
-    for ident, frame in frames.items():
-        if ident not in own:
-            name = _named(names.get(ident, ""), "thread")
-            labels = labels_of(contexts.get(ident)).items
-            found.append(Stack("thread", name, "", labels, _walk(frame)))
-    del frames
-    return found
-
-
-def _tasks(loop: asyncio.AbstractEventLoop) -> list[asyncio.Task[Any]]:
-    for _ in range(3):
-        try:
-            return list(asyncio.all_tasks(loop))
-        except RuntimeError:  # the loop's thread changed the set under us
-            continue
-    return []
-
-
-def _task(task: asyncio.Task[Any]) -> Stack | None:
-    frames: list[Frame] = []
-    awaited: Any = task.get_coro()
-    while awaited is not None and len(frames) < DEPTH_CAP:
-        frame = _frame_of(awaited)
-        if frame is None:
-            break
-        frames.append(_place(frame.f_code, frame.f_lineno))
-        awaited = _awaited(awaited)
-    if not frames:
-        return None
-    context = _context(task)
-    cell = context.get(LABELS) if context is not None else None
-    return Stack(
-        "task",
-        _named(task.get_name(), "Task"),
-        "suspended" if awaited is None else "waiting",
-        labels_of(cell).items,
-        tuple(reversed(frames)),
-    )
-
-
-def _frame_of(awaited: Any) -> FrameType | None:
-    for name in ("cr_frame", "gi_frame", "ag_frame"):
-        frame = getattr(awaited, name, None)
-        if isinstance(frame, FrameType):
-            return frame
-    return None
-
-
-def _awaited(awaited: Any) -> Any:
-    for name in ("cr_await", "gi_yieldfrom", "ag_await"):
-        following = getattr(awaited, name, None)
-        if following is not None:
-            return following
-    return None
-
-
-def _context(task: asyncio.Task[Any]) -> Context | None:
-    """The task's context; before 3.12 only the garbage collector knows it."""
-    if sys.version_info >= (3, 12):
-        return task.get_context()
-    for one in gc.get_referents(task):
-        if isinstance(one, Context):
-            return one
-    return None
-
-
-def _walk(frame: FrameType | None) -> tuple[Frame, ...]:
-    stack: list[Frame] = []
-    while frame is not None:
-        if len(stack) == DEPTH_CAP:
-            stack.append(_CUT)
-            break
-        stack.append(_place(frame.f_code, frame.f_lineno))
-        frame = frame.f_back
-    return tuple(stack)
-
-
-def _place(code: CodeType, line: int | None) -> Frame:
-    first = code.co_firstlineno
-    return Frame(code.co_filename, code.co_qualname, first, line or first)
 
 
 def _named(name: str, kind: str) -> str:
     """Names are the application's: one that is no plain name may hold anything."""
     return name if _NAME.fullmatch(name) else kind
+
+
+class _Reader:
+    """Puts what a walk finds into columns; tasks first, while they are at hand."""
+
+    def __init__(self, made: Stacks, ages: Ages) -> None:
+        self.lost = 0
+        self._made = made
+        self._ages = ages
+        self._now_ns = time.monotonic_ns()
+        self._sets: dict[Labels, int] = {(): 0}
+        self._by_cell: dict[int, int] = {}
+        # The keys above are addresses: the cells must live as long.
+        self._cells: list[LabelCell] = []
+
+    def see_task(self, row: TaskRow) -> None:
+        """All of a task but its frames, which `finish` adds."""
+        age_ns = self._ages.age_ns(row.item, row.cell, self._now_ns)
+        labels = self._labels(row.cell)
+        self._made.add(
+            "task", _task_name(row.task), _state(row), labels, 0, age_ns / 1e9
+        )
+
+    def finish(self, found: AtRest, breathe: Breath) -> None:
+        """The frames of the tasks seen, and the threads."""
+        self._ages.forget_others()
+        made = self._made
+        # TRUNCATED is -1: the last of the places.
+        places = [*(Frame(*frame) for frame in found.frames), CUT]
+        for stack in found.stacks:
+            made.frames.append(tuple(places[at] for at in stack))
+            breathe()
+        made.frames.append((LOST,))
+        for at, number in enumerate(found.tasks):
+            made.frames_of[at] = number if number >= 0 else len(found.stacks)
+            self.lost += number < 0
+        own = engine.own_threads() | {threading.get_ident()}
+        names = {thread.ident: thread.name for thread in threading.enumerate()}
+        for row in found.threads:
+            if row.ident not in own:
+                name = _named(names.get(row.ident, ""), "thread")
+                age_s = row.age_ns / 1e9 if row.age_ns >= 0 else math.nan
+                labels = self._labels(row.cell)
+                made.add("thread", name, row.state, labels, row.stack, age_s)
+
+    def see_greenlets(self, breathe: Breath) -> None:
+        """Suspended greenlets, where there are any."""
+        numbers: dict[tuple[Frame, ...], int] = {}
+        for cell, frames in greenlets_at_rest(breathe):
+            number = numbers.setdefault(frames, len(self._made.frames))
+            if number == len(self._made.frames):
+                self._made.frames.append(frames)
+            labels = self._labels(cell)
+            self._made.add("greenlet", "greenlet", "suspended", labels, number)
+
+    def _labels(self, cell: LabelCell | None) -> int:
+        if cell is None:
+            return 0
+        number = self._by_cell.get(id(cell))
+        if number is None:
+            labels = labels_of(cell).items
+            number = self._sets.setdefault(labels, len(self._sets))
+            if number == len(self._made.label_sets):
+                self._made.label_sets.append(labels)
+            self._by_cell[id(cell)] = number
+            self._cells.append(cell)
+        return number
+
+
+def _task_name(task: Any) -> str:
+    try:
+        return _named(task.get_name(), "Task")
+    except Exception:  # a task class of the application's
+        return "Task"
+
+
+def _state(row: TaskRow) -> str:
+    if row.state == RUNNING:
+        return "running"
+    if row.state == CREATED:
+        return "not begun"
+    waiter = row.waiter
+    if waiter is None:
+        return "ready to run"
+    if isinstance(waiter, asyncio.Task):
+        return f'suspended on task "{_task_name(waiter)}"'
+    name = _named(type(waiter).__name__, "a future").lstrip("_")
+    return sys.intern(f"suspended on {name}")

@@ -16,6 +16,10 @@
 #include "internal/pycore_frame.h"
 #endif
 #include "internal/pycore_code.h"
+#include "internal/pycore_interp.h"
+#if PY_VERSION_HEX < 0x030c0000
+#include "internal/pycore_runtime.h"
+#endif
 
 #include "guard.h"
 
@@ -195,5 +199,42 @@ sb_watch_code_deaths(sb_code_death_hook hook)
     return 0;
 }
 #endif
+
+/* ---- generators at rest, with the GIL --------------------------------------------- */
+
+/* The frame inside a generator, coroutine or async generator; NULL once it is finished.
+ * `*state`: 1 running, 0 suspended, -1 not begun. */
+static inline sb_frame *
+sb_frame_of_generator(PyObject *object, int *state)
+{
+    PyGenObject *generator = (PyGenObject *)object;
+    int now = generator->gi_frame_state;
+#if PY_VERSION_HEX >= 0x030d0000
+    if (FRAME_STATE_FINISHED(now)) {
+#else
+    if (now >= FRAME_COMPLETED) {
+#endif
+        return NULL;
+    }
+    *state = now == FRAME_EXECUTING ? 1 : now == FRAME_CREATED ? -1 : 0;
+#if PY_VERSION_HEX >= 0x030e0000
+    return &generator->gi_iframe;
+#else
+    return (sb_frame *)generator->gi_iframe;
+#endif
+}
+
+/* The memory that the GIL's waiters wait on: a thread in a futex call with an address
+ * in here waits for the GIL. */
+static inline const char *
+sb_gil_memory(size_t *size)
+{
+    *size = sizeof(struct _gil_runtime_state);
+#if PY_VERSION_HEX >= 0x030c0000
+    return (const char *)PyInterpreterState_Get()->ceval.gil;
+#else
+    return (const char *)&_PyRuntime.ceval.gil;
+#endif
+}
 
 #endif

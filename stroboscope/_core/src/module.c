@@ -13,11 +13,13 @@
 #include "heap.h"
 #include "ledger.h"
 #include "locks.h"
+#include "rest.h"
 #include "sampler.h"
 #include "stacks.h"
 #include "timeline.h"
 #include "trace.h"
 #include "waits.h"
+#include "wall.h"
 #include "watch.h"
 #include "window.h"
 
@@ -96,6 +98,8 @@ after_fork(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
     sb_drainer_after_fork();
     sb_windows_after_fork();
     sb_watch_after_fork();
+    sb_rest_after_fork();
+    sb_wall_after_fork();
     sb_publishing(0);
     sb_heap_after_fork();
     sb_ledgers_after_fork();
@@ -334,7 +338,8 @@ execute(PyObject *module)
                  sb_heap_init(module) < 0 || sb_watch_init(module) < 0 ||
                  sb_trace_init(module) < 0 || sb_timeline_init(module) < 0 ||
                  sb_contention_init(module) < 0 ||
-                 sb_locks_init(module) < 0 || sb_waits_init(module) < 0;
+                 sb_locks_init(module) < 0 || sb_waits_init(module) < 0 ||
+                 sb_rest_init(module) < 0 || sb_wall_init(module) < 0;
     return failed ? -1 : 0;
 }
 

@@ -21,7 +21,7 @@ typedef struct {
 
 static store stores[2]; /* by sb_stacks_kind */
 
-#define TRUNCATED UINT32_MAX
+#define TRUNCATED SB_TRUNCATED
 
 int
 sb_reserve(void **array, size_t *room, size_t id, size_t size)
@@ -119,10 +119,23 @@ sb_stack_of_sample(const sb_sample *sample)
     return sb_table_intern(&self->stacks, key, length, &fresh);
 }
 
-/* The frames of the running thread hang together and their code is alive: no signal
- * stands between, and the GIL is held. */
 int64_t
-sb_stack_of_current_under(PyCodeObject *leaf, uint32_t depth)
+sb_frame_id(PyCodeObject *code, int32_t offset)
+{
+    return frame_id(&stores[SB_OF_LEDGERS], code, offset);
+}
+
+int64_t
+sb_stack_of_ids(const uint32_t *ids, uint32_t length)
+{
+    int fresh;
+    return sb_table_intern(&stores[SB_OF_LEDGERS].stacks, ids, length, &fresh);
+}
+
+/* The frames of a thread hang together and their code is alive: no signal stands
+ * between, and the GIL is held. */
+static int64_t
+stack_under(PyThreadState *tstate, PyCodeObject *leaf, uint32_t depth)
 {
     store *self = &stores[SB_OF_LEDGERS];
     uint32_t key[SB_DEPTH_MAX + 1];
@@ -135,7 +148,7 @@ sb_stack_of_current_under(PyCodeObject *leaf, uint32_t depth)
         }
         key[length++] = (uint32_t)id;
     }
-    sb_frame *frame = sb_current_frame(PyThreadState_Get());
+    sb_frame *frame = sb_current_frame(tstate);
     for (; frame != NULL; frame = sb_frame_previous(frame)) {
         PyObject *object = sb_frame_executable(frame);
         if (object == NULL || !PyCode_Check(object) || !sb_code_is_live(object)) {
@@ -154,6 +167,18 @@ sb_stack_of_current_under(PyCodeObject *leaf, uint32_t depth)
     }
     int fresh;
     return sb_table_intern(&self->stacks, key, length, &fresh);
+}
+
+int64_t
+sb_stack_of_thread(PyThreadState *tstate, uint32_t depth)
+{
+    return stack_under(tstate, NULL, depth);
+}
+
+int64_t
+sb_stack_of_current_under(PyCodeObject *leaf, uint32_t depth)
+{
+    return stack_under(PyThreadState_Get(), leaf, depth);
 }
 
 int64_t

@@ -31,6 +31,14 @@ int64_t sb_stack_of_current(uint32_t depth);
 /* The same with a leaf that is no frame: a name for what the thread hands over to. NULL
  * is none. */
 int64_t sb_stack_of_current_under(PyCodeObject *leaf, uint32_t depth);
+/* The same for any thread of this interpreter. */
+int64_t sb_stack_of_thread(PyThreadState *tstate, uint32_t depth);
+
+/* Built piece by piece: the id of a place in living code, and of a stack of such ids,
+ * leaf first, SB_TRUNCATED last where the root was cut. -1 as above. */
+#define SB_TRUNCATED UINT32_MAX
+int64_t sb_frame_id(PyCodeObject *code, int32_t offset);
+int64_t sb_stack_of_ids(const uint32_t *ids, uint32_t length);
 
 /* The stacks and the frames of a list of ids: stacks are tuples of frame ids, leaf first,
  * -1 for a cut root; frames (file, qualified name, first line, line). New lists, NULL

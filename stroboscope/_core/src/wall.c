@@ -1,0 +1,292 @@
+#define _GNU_SOURCE
+#include "wall.h"
+
+#include <sys/types.h>
+#include <time.h>
+
+#include "ledger.h"
+#include "rest.h"
+#include "sampler.h"
+#include "stacks.h"
+
+/* The values of a row, in nanoseconds. */
+enum { WAITING, SUSPENDED, RUNNING, WIDTH };
+
+/* What the last tick knew of a thread. */
+typedef struct {
+    uint64_t tstate_id;
+    unsigned long tid;
+    uint64_t cpu_ns;
+    uint64_t burnt_ns; /* CPU beyond the time that passed, by the clocks' own steps */
+    int64_t stack;
+} seat;
+
+static sb_ledger *windows[SB_WALL_WINDOWS_MAX];
+static seat *seats, *seats_before; /* highest id first, as the interpreter's list */
+static size_t seat_count, seat_room, seat_room_before;
+static uint64_t last_ns; /* 0: no tick yet */
+static size_t cursor;    /* how far the looks at sets of tasks have come */
+
+static int
+is_open(void)
+{
+    for (int i = 0; i < SB_WALL_WINDOWS_MAX; i++) {
+        if (windows[i] != NULL) {
+            return 1;
+        }
+    }
+    return 0;
+}
+
+static void
+charge(int64_t stack, sb_cell *cell, int column, uint64_t ns)
+{
+    int64_t values[WIDTH] = {0};
+    values[column] = (int64_t)ns;
+    for (int i = 0; i < SB_WALL_WINDOWS_MAX && ns > 0; i++) {
+        if (windows[i] != NULL) {
+            sb_ledger_add(windows[i], sb_ledger_row(windows[i], stack, cell), values);
+        }
+    }
+}
+
+/* ---- threads ---------------------------------------------------------------------- */
+
+/* By the kernel's id, which is safe for a thread that is gone. 0 when it is.
+ * Source: clock_getcpuclockid(3), kernel posix-timers.h. */
+static int
+cpu_clock(unsigned long tid, uint64_t *ns)
+{
+    enum { PER_THREAD = 4, SCHEDULED = 2 };
+    struct timespec now;
+    if (tid == 0 ||
+        clock_gettime((clockid_t)((~(unsigned)tid << 3) | PER_THREAD | SCHEDULED), &now) < 0) {
+        return 0;
+    }
+    *ns = (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+    return 1;
+}
+
+/* The nanoseconds of `passed` that a thread did not burn. */
+static uint64_t
+waited(seat *now, const seat *before, uint64_t passed)
+{
+    uint64_t burnt = now->cpu_ns - before->cpu_ns + before->burnt_ns;
+    if (burnt > passed) {
+        now->burnt_ns = burnt - passed;
+        return 0;
+    }
+    return passed - burnt;
+}
+
+static void
+tick_thread(PyThreadState *tstate, const seat *before, uint64_t passed)
+{
+    seat *now = &seats[seat_count];
+    *now = (seat){tstate->id, tstate->native_thread_id, 0, 0, -1};
+    if (!cpu_clock(now->tid, &now->cpu_ns)) {
+        return;
+    }
+    seat_count++;
+    /* On 3.11 a state carries its creator's id until its own thread runs. */
+    if (before == NULL || before->tid != now->tid || now->cpu_ns < before->cpu_ns) {
+        return;
+    }
+    uint64_t ns = waited(now, before, passed);
+    if (now->cpu_ns == before->cpu_ns) {
+        now->stack = before->stack;
+    }
+    if (ns == 0) {
+        return;
+    }
+    if (now->stack < 0 && sb_is_in_python(tstate)) {
+        now->stack = sb_stack_of_thread(tstate, SB_DEPTH_MAX);
+    }
+    if (now->stack >= 0) {
+        charge(now->stack, sb_cell_of_context(tstate->context), WAITING, ns);
+    }
+}
+
+/* A state is unlinked only with the GIL and put only before the head, with an id above
+ * all others: the seats of the last tick are met in their order. */
+static void
+tick_threads(uint64_t passed)
+{
+    seat *swapped = seats;
+    size_t room = seat_room, count_before = seat_count, at = 0;
+    seats = seats_before;
+    seat_room = seat_room_before;
+    seats_before = swapped;
+    seat_room_before = room;
+    seat_count = 0;
+    PyThreadState *tstate = PyInterpreterState_ThreadHead(PyInterpreterState_Get());
+    for (; tstate != NULL; tstate = PyThreadState_Next(tstate)) {
+        if (sb_sampler_is_excluded(tstate) ||
+            sb_reserve((void **)&seats, &seat_room, seat_count, sizeof *seats) < 0) {
+            continue;
+        }
+        while (at < count_before && seats_before[at].tstate_id > tstate->id) {
+            at++;
+        }
+        int is_known = at < count_before && seats_before[at].tstate_id == tstate->id;
+        tick_thread(tstate, is_known ? &seats_before[at] : NULL, passed);
+    }
+}
+
+/* ---- tasks ------------------------------------------------------------------------ */
+
+/* Take new references to tasks from the slots of a set, about SB_WALL_TASKS of them or
+ * all there are; returns how many, and how many slots were looked at.
+ *
+ * Ticks go on where the last one ended, so a task that stays is seen once in each round,
+ * and by steps of the golden section of a table whose size is a power of two: a round
+ * meets every slot, and any part of it is spread evenly, whatever stands together. */
+static size_t
+take_tasks(PySetObject *set, PyObject **tasks, size_t room, size_t *looked)
+{
+    size_t slots = (size_t)set->mask + 1, used = (size_t)set->used, count = 0;
+    size_t wanted = used <= SB_WALL_TASKS
+                        ? slots
+                        : (SB_WALL_TASKS * slots + used - 1) / used;
+    size_t step = (size_t)((double)slots * 0.6180339887) | 1;
+    for (*looked = 0; *looked < wanted && count < room; (*looked)++) {
+        setentry *entry = &set->table[(cursor + *looked) * step & (slots - 1)];
+        if (entry->key != NULL && entry->hash != -1) { /* -1: a slot that was left */
+            tasks[count] = sb_task_of(entry->key);
+            count += tasks[count] != NULL;
+        }
+    }
+    cursor += *looked;
+    return count;
+}
+
+static void
+tick_tasks(PyObject *set, uint64_t passed)
+{
+    PyObject *tasks[4 * SB_WALL_TASKS];
+    size_t looked;
+    size_t count = take_tasks((PySetObject *)set, tasks, 4 * SB_WALL_TASKS, &looked);
+    uint64_t slots = (uint64_t)((PySetObject *)set)->mask + 1;
+    /* From here on Python may run, and the set may change. */
+    uint64_t ns = looked ? passed * slots / looked : 0;
+    for (size_t i = 0; i < count; i++) {
+        sb_task found;
+        sb_task_read(tasks[i], &found);
+        if (found.state != SB_TASK_GONE && found.stack >= 0) {
+            int column = found.state == SB_TASK_RUNNING ? RUNNING : SUSPENDED;
+            charge(found.stack, found.cell, column, ns);
+        }
+        Py_XDECREF(found.cell);
+        Py_DECREF(tasks[i]);
+    }
+}
+
+/* wall_tick(sets): charge the time since the last tick to every open window. */
+static PyObject *
+wall_tick(PyObject *Py_UNUSED(module), PyObject *sets)
+{
+    if (!PyList_Check(sets)) {
+        PyErr_SetString(PyExc_TypeError, "a list of sets");
+        return NULL;
+    }
+    uint64_t now = sb_now_ns();
+    uint64_t passed = last_ns != 0 ? now - last_ns : 0;
+    last_ns = now;
+    tick_threads(passed);
+    for (Py_ssize_t i = 0; passed > 0 && i < PyList_GET_SIZE(sets); i++) {
+        PyObject *set = PyList_GET_ITEM(sets, i);
+        if (PySet_Check(set) && PySet_GET_SIZE(set) > 0) {
+            tick_tasks(set, passed);
+        }
+    }
+    Py_RETURN_NONE;
+}
+
+/* ---- windows ---------------------------------------------------------------------- */
+
+/* Seats hold numbers of stacks, which are only good while a ledger is there. */
+static void
+forget(void)
+{
+    seat_count = 0;
+    last_ns = 0;
+}
+
+static PyObject *
+wall_open(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+    if (!is_open()) {
+        forget();
+    }
+    for (int i = 0; i < SB_WALL_WINDOWS_MAX; i++) {
+        if (windows[i] == NULL) {
+            windows[i] = sb_ledger_new(WIDTH);
+            return windows[i] ? PyLong_FromLong(i) : PyErr_NoMemory();
+        }
+    }
+    PyErr_SetString(PyExc_RuntimeError, "all windows are in use");
+    return NULL;
+}
+
+static sb_ledger **
+window_of(PyObject *argument)
+{
+    long handle = PyLong_AsLong(argument);
+    if (PyErr_Occurred()) {
+        return NULL;
+    }
+    if (handle < 0 || handle >= SB_WALL_WINDOWS_MAX || windows[handle] == NULL) {
+        PyErr_SetString(PyExc_ValueError, "no such window");
+        return NULL;
+    }
+    return &windows[handle];
+}
+
+static PyObject *
+wall_copy(PyObject *Py_UNUSED(module), PyObject *argument)
+{
+    sb_ledger **window = window_of(argument);
+    return window ? sb_ledger_copy(*window) : NULL;
+}
+
+static PyObject *
+wall_close(PyObject *Py_UNUSED(module), PyObject *argument)
+{
+    sb_ledger **window = window_of(argument);
+    if (window == NULL) {
+        return NULL;
+    }
+    sb_ledger *ledger = *window;
+    *window = NULL;
+    if (!is_open()) {
+        forget();
+    }
+    sb_ledger_free(ledger);
+    Py_RETURN_NONE;
+}
+
+/* The windows are those of the parent's threads. */
+void
+sb_wall_after_fork(void)
+{
+    for (int i = 0; i < SB_WALL_WINDOWS_MAX; i++) {
+        sb_ledger *ledger = windows[i];
+        windows[i] = NULL;
+        sb_ledger_free(ledger);
+    }
+    forget();
+}
+
+static PyMethodDef methods[] = {
+    {"wall_open", wall_open, METH_NOARGS, "Open a window; its handle."},
+    {"wall_tick", wall_tick, METH_O, "Charge the time since the last tick."},
+    {"wall_copy", wall_copy, METH_O, "A window's rows: waiting, suspended, running."},
+    {"wall_close", wall_close, METH_O, "Forget a window."},
+    {NULL, NULL, 0, NULL},
+};
+
+int
+sb_wall_init(PyObject *module)
+{
+    return PyModule_AddFunctions(module, methods);
+}

@@ -1,0 +1,99 @@
+"""The ticker of wall profiles: one thread for all windows, none without a window.
+
+Needs the C engine. Safe from any thread; nothing blocks for longer than a tick.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from asyncio import AbstractEventLoop
+from collections.abc import Callable, Iterable
+
+from stroboscope._core import _native
+from stroboscope._core.at_rest import task_sets
+from stroboscope._core.engine import Engine, real_lock
+
+#: Ticks a second at most, however fast the sampler is.
+HZ_MAX = 200
+#: A tick comes after this share of a period at least, and so much later at most: an
+#: application that wakes at the ticks' own pace would be seen in one state only.
+_JITTER = 0.5
+
+Loops = Callable[[], Iterable[AbstractEventLoop]]
+
+
+class Ticker:
+    """Opens and ends windows; ticks at the pace of the engine's sampler."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._lock = real_lock()
+        self._open: set[int] = set()
+        self._runs = False
+        self._registered = False
+        self._loops: Loops = tuple
+
+    def open(self, loops: Loops) -> int:
+        """Begin a window. `loops` are only needed from Python 3.14.
+
+        Raises: RuntimeError when there are too many, or no thread is to be had.
+        """
+        with self._lock:
+            if not self._registered:
+                self._registered = True
+                os.register_at_fork(after_in_child=self._after_fork)
+            self._loops = loops
+            self._tick()  # what has passed belongs to the others
+            handle = _native.wall_open()
+            self._open.add(handle)
+            self._tick()
+            if not self._runs:
+                try:
+                    self._engine.start_thread(self._run)
+                except RuntimeError:
+                    self._forget(handle)
+                    raise
+                self._runs = True
+            return handle
+
+    def end(self, handle: int) -> _native.LedgerCopy:
+        """What the window has counted to this moment; it has to be closed still."""
+        with self._lock:
+            self._tick()
+            return _native.wall_copy(handle)
+
+    def close(self, handle: int) -> None:
+        """Forget the window. Its stacks have names until then."""
+        with self._lock:
+            self._forget(handle)
+
+    def _forget(self, handle: int) -> None:
+        if handle in self._open:
+            self._open.discard(handle)
+            _native.wall_close(handle)
+
+    def _tick(self) -> None:
+        _native.wall_tick(task_sets(self._loops()))
+
+    def _after_fork(self) -> None:
+        # The child has none of its parent's windows, and not its thread.
+        self._lock = real_lock()
+        self._open = set()
+        self._runs = False
+
+    def _run(self) -> None:
+        charged_ns = 0
+        while True:
+            hz = min(self._engine.hz or HZ_MAX, HZ_MAX)
+            share = 1 + _JITTER * random.uniform(-1, 1)  # noqa: S311  no secret
+            self._engine.sleep(share / hz)
+            with self._lock:
+                if not self._open:
+                    self._runs = False
+                    return
+                self._tick()
+            used_ns = time.thread_time_ns()
+            self._engine.charge(used_ns - charged_ns)
+            charged_ns = used_ns

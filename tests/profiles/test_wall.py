@@ -1,0 +1,250 @@
+"""The wall profile says what the programs were built to do, by clocks of their own."""
+
+import asyncio
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import stroboscope
+from stroboscope._core import LABELS, LabelCell
+from stroboscope.formats.profile import Profile, Sample
+from stroboscope.labels import label_set
+from stroboscope.profiles.wall import TASKS_PER_TICK, collect_wall
+
+SECONDS = 2.0
+
+
+def collected(seconds: float = SECONDS) -> Profile:
+    return collect_wall(seconds, lambda window: None)
+
+
+def beside(work: Callable[[], object], seconds: float = SECONDS) -> Profile:
+    """A profile taken on another thread while `work` runs on this one."""
+    taken: list[Profile] = []
+    taking = threading.Thread(target=lambda: taken.append(collected(seconds)))
+    taking.start()
+    work()
+    taking.join()
+    return taken[0]
+
+
+def seconds_by(profile: Profile, key: Callable[[Sample], Any]) -> Counter[Any]:
+    total: Counter[Any] = Counter()
+    for sample in profile.samples:
+        total[key(sample)] += sample.values[0] / 1e9
+    return total
+
+
+def state(sample: Sample) -> str:
+    return dict(sample.labels)["state"]
+
+
+def functions(sample: Sample) -> set[str]:
+    return {frame.function.rpartition(".")[2] for frame in sample.stack}
+
+
+def burn_for(seconds: float) -> None:
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        sum(range(50))
+
+
+def test_each_thread_adds_up_to_the_time_that_passed() -> None:
+    """Threads that burn, wait, do both, and wait for the GIL: on and off the CPU
+    together are the elapsed time, within 2 %."""
+    done = threading.Event()
+
+    def waits() -> None:
+        done.wait()
+
+    def burns() -> None:
+        while not done.is_set():
+            sum(range(1000))
+
+    def alternates() -> None:
+        while not done.is_set():
+            burn_for(0.003)
+            time.sleep(0.004)
+
+    def naps() -> None:
+        while not done.is_set():
+            time.sleep(0.0007)
+
+    bodies = [waits, burns, alternates, naps]
+    threads = [threading.Thread(target=body) for body in bodies]
+    for thread in threads:
+        thread.start()
+    profile = collected(3.0)
+    done.set()
+    for thread in threads:
+        thread.join()
+
+    for body in bodies:
+        of_body = seconds_by(profile, lambda s, n=body.__name__: n in functions(s))[
+            True
+        ]
+        assert of_body == pytest.approx(profile.duration_ns / 1e9, rel=0.02), body
+
+
+def test_a_waiting_thread_waits_where_it_stands_under_its_labels() -> None:
+    """One second under a label at one place, half a second at another: each has its
+    time and no other, and none of it is on the CPU."""
+
+    def first() -> None:
+        time.sleep(1.0)
+
+    def second() -> None:
+        time.sleep(0.5)
+
+    def work() -> None:
+        with stroboscope.do(who="a"):
+            first()
+        with stroboscope.do(who="b"):
+            second()
+
+    profile = beside(work)
+    spent = seconds_by(
+        profile,
+        lambda s: (
+            bool(functions(s) & {"first"}),
+            bool(functions(s) & {"second"}),
+            dict(s.labels).get("who"),
+            state(s),
+        ),
+    )
+
+    assert spent[True, False, "a", "waiting"] == pytest.approx(1.0, abs=0.04)
+    assert spent[False, True, "b", "waiting"] == pytest.approx(0.5, abs=0.04)
+    assert spent[True, False, "b", "waiting"] == spent[False, True, "a", "waiting"] == 0
+
+
+async def waits_a(seconds: float) -> None:
+    await asyncio.sleep(seconds)
+
+
+async def waits_b(seconds: float) -> None:
+    await asyncio.sleep(seconds)
+
+
+def test_suspended_tasks_have_their_time_under_their_own_labels() -> None:
+    """Tasks of two labels suspended at once: the sum of their times, by await chain;
+    no task is ever under the other's label."""
+    waited: Counter[str] = Counter()
+
+    async def one(who: str, times: int) -> None:
+        LABELS.set(LabelCell(label_set({"who": who})))
+        for _ in range(times):
+            began = time.monotonic()
+            await (waits_a(0.15) if who == "a" else waits_b(0.05))
+            waited[who] += time.monotonic() - began  # type: ignore[assignment]
+
+    async def main() -> None:
+        await asyncio.gather(*[one("a", 10) for _ in range(5)], one("b", 20))
+
+    profile = beside(lambda: asyncio.run(main()))
+    spent = seconds_by(
+        profile,
+        lambda s: (
+            state(s),
+            dict(s.labels).get("who"),
+            bool(functions(s) & {"waits_a"}),
+            bool(functions(s) & {"waits_b"}),
+        ),
+    )
+
+    assert spent["suspended", "a", True, False] == pytest.approx(waited["a"], rel=0.03)
+    assert spent["suspended", "b", False, True] == pytest.approx(waited["b"], rel=0.05)
+    assert spent["suspended", "a", False, True] == 0
+    assert spent["suspended", "b", True, False] == 0
+
+
+def test_totals_of_many_tasks_stay_true_though_few_are_looked_at() -> None:
+    """A thousand tasks suspended throughout, of two kinds 9:1, beside short ones: about
+    32 are looked at in a tick, and the sums are the tasks' own."""
+    short: Counter[str] = Counter()
+    assert TASKS_PER_TICK == 32
+
+    async def brief() -> None:
+        began = time.monotonic()
+        await asyncio.sleep(0.04)
+        short["s"] += time.monotonic() - began  # type: ignore[assignment]
+
+    async def main() -> None:
+        long = [asyncio.create_task(waits_a(9)) for _ in range(900)]
+        long += [asyncio.create_task(waits_b(9)) for _ in range(100)]
+        end = time.monotonic() + SECONDS
+        while time.monotonic() < end:
+            await asyncio.gather(*(brief() for _ in range(100)))
+        for task in long:
+            task.cancel()
+
+    profile = beside(lambda: asyncio.run(main()))
+    seconds = profile.duration_ns / 1e9
+    spent = seconds_by(
+        profile,
+        lambda s: next(iter(functions(s) & {"waits_a", "waits_b", "brief"}), ""),
+    )
+
+    assert spent["waits_a"] == pytest.approx(900 * seconds, rel=0.03)
+    assert spent["waits_b"] == pytest.approx(100 * seconds, rel=0.1)
+    assert spent["brief"] == pytest.approx(short["s"], rel=0.15)
+
+
+def test_two_windows_are_one_ticker_and_each_has_its_own_time() -> None:
+    """The second is opened while the first runs and has no more than its own time."""
+
+    def work() -> None:
+        time.sleep(0.6)
+        short = collected(0.5)
+        shorts.append(seconds_by(short, lambda s: "sleeps" in functions(s))[True])
+
+    def sleeps() -> None:
+        time.sleep(SECONDS)
+
+    shorts: list[float] = []
+    sleeper = threading.Thread(target=sleeps)
+    sleeper.start()
+    long = beside(work, 1.6)
+    sleeper.join()
+
+    assert shorts == [pytest.approx(0.5, abs=0.02)]
+    assert seconds_by(long, lambda s: "sleeps" in functions(s))[True] == pytest.approx(
+        1.6, abs=0.04
+    )
+
+
+def test_labels_that_are_only_known_at_the_end_are_there() -> None:
+    """A task learns its labels after the time has passed, as a request its status."""
+
+    async def request() -> None:
+        cell = LabelCell()
+        LABELS.set(cell)
+        await waits_a(0.5)
+        cell.labels = label_set({"status": "5xx"})
+        cell.publish()
+
+    async def main() -> None:
+        await asyncio.gather(request())
+
+    profile = beside(lambda: asyncio.run(main()), 1.0)
+    spent = seconds_by(
+        profile, lambda s: ("waits_a" in functions(s), dict(s.labels).get("status"))
+    )
+
+    assert spent[True, "5xx"] == pytest.approx(0.5, abs=0.04)
+    assert spent[True, None] == 0
+
+
+def test_a_ticker_ends_with_the_last_window() -> None:
+    """Nothing ticks when nobody asks."""
+    collected(0.1)
+    from stroboscope.profiles.wall import _ticker
+
+    assert _ticker is not None
+    time.sleep(0.1)
+    assert not _ticker._runs
+    assert not _ticker._open
