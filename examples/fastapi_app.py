@@ -1,6 +1,7 @@
 """A FastAPI service with three routes; tenants come in a header."""
 
 import hashlib
+import threading
 
 from fastapi import FastAPI
 
@@ -41,6 +42,10 @@ async def search():
     return {"hits": rank_results()}
 
 
+printer = threading.Lock()
+
+
 @app.get("/render/{page}")
 def render(page: str):
-    return {"page": draw_page(page)}
+    with printer:
+        return {"page": draw_page(page)}

@@ -1,5 +1,6 @@
 """`make demo`: two workers under load, one sliced profile. Stops what it started."""
 
+import json
 import os
 import shutil
 import socket
@@ -85,6 +86,21 @@ def heap(base, token, env):
     print(tool("top", "--by", "endpoint", str(HEAP), env=env))
 
 
+def show_contention(base, token, env):
+    """Whose requests keep others waiting for a lock, by endpoint."""
+    print("\n$ curl -X PUT -d '{\"mutex_fraction\": 1, \"ttl\": \"1m\"}' /debug/settings")
+    headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+    body = json.dumps({"mutex_fraction": 1, "ttl": "1m"}).encode()
+    switch = urllib.request.Request(f"{base}/debug/settings", body, headers, method="PUT")
+    urllib.request.urlopen(switch, timeout=10).read()
+    url = f"{base}/debug/pprof/mutex?seconds=3"
+    answer = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=30)
+    file = OUT.with_name("mutex.pb.gz")
+    file.write_bytes(answer.read())
+    print(f"$ stroboscope top --by endpoint {file.name}   # delay caused by holders")
+    print(tool("top", "--by", "endpoint", str(file), env=env))
+
+
 def show(env):
     for arguments in (
         ["--tagfocus", "endpoint=/checkout/{item}", "--tagfocus", "tenant=acme", "-n", "8"],
@@ -121,6 +137,8 @@ def main():
         token = tool("token", "--service", "shop", "--ttl", "15m", env=env)
         fetch(base, token)
         heap(base, token, env)
+        admin = tool("token", "--service", "shop", "--scope", "admin", env=env)
+        show_contention(base, admin, env)
     finally:
         done.set()
         for thread in threads:

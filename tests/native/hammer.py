@@ -11,6 +11,7 @@ import gc
 import importlib
 import os
 import pathlib
+import queue
 import random
 import signal
 import subprocess
@@ -23,6 +24,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 
 from stroboscope._core import LABELS, Capture, LabelCell, _native, engine
+from stroboscope._core.contention import contention
 from stroboscope.formats.profile import Profile
 from stroboscope.labels import TABLE, label_set
 from stroboscope.profiles import heap
@@ -177,7 +179,42 @@ def heap_switches() -> None:
         tracemalloc.stop() if tracemalloc.is_tracing() else tracemalloc.start()
 
 
+LOCKS = (threading.Lock(), threading.RLock(), threading.Condition())
+ITEMS = queue.SimpleQueue[int]()
+
+
+def locks_are_fought_over() -> None:
+    labelled(random.choice("ab"))
+    for _ in range(20):
+        lock = random.choice((*LOCKS, threading.Lock(), threading.RLock()))
+        with lock:
+            time.sleep(random.choice((0, 0.0002)))
+        if lock.acquire(timeout=0.0005):
+            lock.release()
+        with LOCKS[2]:
+            LOCKS[2].wait(0.0001)
+        ITEMS.put(1)
+        ITEMS.get()
+
+    taken = asyncio.Lock()
+
+    async def fights(lock: asyncio.Lock) -> None:
+        labelled(random.choice("ab"))
+        async with lock:
+            await asyncio.sleep(0)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(taken.acquire(), 0.0001)
+
+    async def main() -> None:
+        lock = asyncio.Lock()
+        await taken.acquire()
+        await asyncio.gather(*(fights(lock) for _ in range(10)))
+
+    asyncio.run(main())
+
+
 WORK = (
+    locks_are_fought_over,
     memory_comes_and_goes,
     memory_comes_and_goes,
     heap_switches,
@@ -242,6 +279,8 @@ def main(seconds: float) -> int:
     for thread in some:
         thread.start()
     while time.monotonic() < end and not failures:
+        contention.set_mutex_fraction(random.choice((0, 1, 1, 3)))
+        contention.set_block_rate(random.choice((0, 1, 1, 1000)))
         window = engine.open_window(1000)
         storm = threading.Thread(target=_native.storm, args=(1500, 4000))
         storm.start()
@@ -251,6 +290,10 @@ def main(seconds: float) -> int:
         judge_heap(heap.collect_heap(), seen)
     for thread in some:
         thread.join()
+    contention.set_mutex_fraction(0)
+    contention.set_block_rate(0)
+    for name in ("mutex", "block"):
+        seen[name] = len(contention.copy(name) or ())
     counters = engine.info().counters
     print(dict(seen), {k: v for k, v in counters.items() if v}, _native.heap_info())
     for failure in failures:

@@ -1,0 +1,30 @@
+"""Run CPython's own tests while every contention is counted: `watched.py TEST ...`.
+
+As `python -m test`, with rates at their finest, and an error at the end if the watching
+itself was lost meanwhile.
+"""
+
+import sys
+import warnings
+
+warnings.simplefilter("ignore")
+from stroboscope._core.contention import contention  # noqa: E402
+
+contention.set_mutex_fraction(1)
+contention.set_block_rate(1)
+
+from test.libregrtest.main import main  # noqa: E402
+
+try:
+    main(tests=sys.argv[1:], verbose=0, quiet=True)
+except SystemExit as done:
+    assert contention.unseen() == ()
+    code = done.code
+else:
+    code = 1
+counted = {
+    name: sum(row[2] for row in contention.copy(name).rows(0, 1 << 20))
+    for name in ("mutex", "block")
+}
+print("counted", counted)
+sys.exit(code or not all(counted.values()))
