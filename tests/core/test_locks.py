@@ -91,14 +91,14 @@ def test_waits_are_charged_to_waiter_and_holder(
     with counting() as counted:
         lock = EARLY[kind] if is_early else getattr(threading, kind)()
         held = threading.Event()
-        holder = threading.Thread(target=hold, args=(lock, 0.2, held))
+        holder = threading.Thread(target=hold, args=(lock, 0.4, held))
         holder.start()
         held.wait()
         together(*[functools.partial(clocked, wait, lock, waited)] * 3)
         holder.join()
 
     truth = sum(waited)
-    assert truth > 0.3
+    assert truth > 0.8
     assert delay_s(counted.block, wait.__name__) == pytest.approx(truth, rel=0.05)
     assert count(counted.block, wait.__name__) == 3
     assert delay_s(counted.mutex, "hold") == pytest.approx(truth, rel=0.05)
@@ -545,7 +545,8 @@ def test_a_forked_child_counts_from_zero_and_its_locks_work() -> None:
                 assert _native.contention_waiting() == 0
                 copied = _native.contention_copy("mutex")
                 assert copied is not None
-                assert not any(any(row[2:]) for row in copied.rows(0, 10**6))
+                assert not any(copied.column(2))
+                assert not any(copied.column(3))
                 mine = threading.Lock()
                 with mine:
                     assert not mine.acquire(timeout=0.01)

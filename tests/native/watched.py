@@ -6,6 +6,7 @@ itself was lost meanwhile.
 
 import sys
 import warnings
+from array import array
 
 warnings.simplefilter("ignore")
 from stroboscope._core.contention import contention  # noqa: E402
@@ -23,7 +24,7 @@ except SystemExit as done:
 else:
     code = 1
 counted = {
-    name: sum(row[2] for row in contention.copy(name).rows(0, 1 << 20))
+    name: sum(array("q", contention.copy(name).column(2)))
     for name in ("mutex", "block")
 }
 print("counted", counted)

@@ -2,10 +2,9 @@
 
 #include "locks.h"
 
-#include <string.h>
-#include <unistd.h>
-
+#include "calls.h"
 #include "contention.h"
+#include "methods.h"
 
 /* ---- the methods ------------------------------------------------------------------ */
 
@@ -42,49 +41,15 @@ static struct {
 } types[TYPES];
 
 static PyObject *try_arguments; /* (False,) */
-static PyObject *word_blocking, *word_block, *word_timeout;
 
-/* A call as it came in: one of the two ways to hand over arguments is used. */
-typedef struct {
-    int slot;
-    int convention; /* METH_ flags */
-    PyObject *self;
-    PyObject *args, *kwargs;     /* tuple or the one argument; dict or NULL */
-    PyObject *const *positional; /* with METH_FASTCALL */
-    Py_ssize_t count;
-    PyObject *names;
-    PyTypeObject *defining; /* with METH_METHOD */
-} call;
-
-typedef PyObject *(*fast_function)(PyObject *, PyObject *const *, Py_ssize_t);
-typedef PyObject *(*fast_keywords_function)(PyObject *, PyObject *const *, Py_ssize_t,
-                                            PyObject *);
-
-#define ALWAYS_INLINE static inline __attribute__((always_inline))
-#define CAST(type, function) ((type)(void (*)(void))(function))
-
-ALWAYS_INLINE PyObject *
-call_original(const call *c)
+SB_INLINE PyObject *
+original(const sb_call *c)
 {
-    PyCFunction original = slots[c->slot].original;
-    switch (c->convention) {
-    case METH_VARARGS | METH_KEYWORDS:
-        return CAST(PyCFunctionWithKeywords, original)(c->self, c->args, c->kwargs);
-    case METH_FASTCALL:
-        return CAST(fast_function, original)(c->self, c->positional, c->count);
-    case METH_FASTCALL | METH_KEYWORDS:
-        return CAST(fast_keywords_function, original)(c->self, c->positional, c->count,
-                                                      c->names);
-    case METH_METHOD | METH_FASTCALL | METH_KEYWORDS:
-        return CAST(PyCMethod, original)(c->self, c->defining, c->positional, c->count,
-                                         c->names);
-    default: /* METH_NOARGS, METH_VARARGS, METH_O */
-        return original(c->self, c->args);
-    }
+    return sb_call_original(c, slots[c->slot].original);
 }
 
 /* The answer of a method that returns a bool and cannot fail. */
-ALWAYS_INLINE int
+SB_INLINE int
 says_yes(PyCFunction method, PyObject *self)
 {
     PyObject *answer = method(self, NULL);
@@ -95,7 +60,7 @@ says_yes(PyCFunction method, PyObject *self)
 
 /* Whether the running thread would get it at once. Somebody who was woken and waits for
  * the GIL may have it all the same; he has a record then. */
-ALWAYS_INLINE int
+SB_INLINE int
 is_free(type_id type, PyObject *self)
 {
     if (type == LOCK) {
@@ -128,94 +93,6 @@ in_main_interpreter(void)
     return PyInterpreterState_Get() == PyInterpreterState_Main();
 }
 
-/* ---- does it wait? ---------------------------------------------------------------- */
-
-/* One argument, borrowed, or NULL when it is not there. `*used` counts those found. */
-static PyObject *
-argument(const call *c, Py_ssize_t at, PyObject *name, Py_ssize_t *used)
-{
-    PyObject *found = NULL;
-    if (c->convention & METH_FASTCALL) {
-        Py_ssize_t names = c->names ? PyTuple_GET_SIZE(c->names) : 0;
-        if (at < c->count) {
-            found = c->positional[at];
-        }
-        for (Py_ssize_t i = 0; found == NULL && i < names; i++) {
-            if (PyTuple_GET_ITEM(c->names, i) == name) { /* both are interned */
-                found = c->positional[c->count + i];
-            }
-        }
-    }
-    else {
-        if (at < PyTuple_GET_SIZE(c->args)) {
-            found = PyTuple_GET_ITEM(c->args, at);
-        }
-        else if (c->kwargs != NULL) {
-            found = PyDict_GetItemWithError(c->kwargs, name);
-        }
-    }
-    *used += found != NULL;
-    return found;
-}
-
-static Py_ssize_t
-arguments_count(const call *c)
-{
-    if (c->convention & METH_FASTCALL) {
-        return c->count + (c->names ? PyTuple_GET_SIZE(c->names) : 0);
-    }
-    if (!(c->convention & METH_KEYWORDS)) {
-        return 0;
-    }
-    return PyTuple_GET_SIZE(c->args) + (c->kwargs ? PyDict_GET_SIZE(c->kwargs) : 0);
-}
-
-static int
-is_a_wait(PyObject *timeout, type_id type)
-{
-    double seconds;
-    if (timeout == NULL || (timeout == Py_None && type == QUEUE)) {
-        return 1;
-    }
-    if (PyFloat_CheckExact(timeout)) {
-        seconds = PyFloat_AS_DOUBLE(timeout);
-    }
-    else if (PyLong_CheckExact(timeout)) {
-        int overflow;
-        seconds = (double)PyLong_AsLongAndOverflow(timeout, &overflow);
-        if (overflow) {
-            return 0;
-        }
-    }
-    else {
-        return 0;
-    }
-    return (seconds == -1 && type != QUEUE) ||
-           (seconds > 0 && seconds < (double)PY_TIMEOUT_MAX / 1e6);
-}
-
-/* Whether this call is sure to be accepted, and to wait where it has to. What is odd in
- * any way is left to the original: it knows what to say. */
-static int
-may_wait(const call *c, type_id type)
-{
-    Py_ssize_t given = arguments_count(c), used = 0;
-    if (given == 0) {
-        return 1;
-    }
-    PyObject *block =
-        argument(c, 0, type == QUEUE ? word_block : word_blocking, &used);
-    PyObject *timeout = argument(c, 1, word_timeout, &used);
-    if (used != given) {
-        return 0;
-    }
-    if (block != NULL && block != Py_True &&
-        !(PyLong_CheckExact(block) && PyObject_IsTrue(block))) {
-        return 0;
-    }
-    return is_a_wait(timeout, type);
-}
-
 /* ---- acquiring -------------------------------------------------------------------- */
 
 /* The original's own non-blocking acquire. New reference to a bool, or NULL. */
@@ -225,23 +102,23 @@ try_once(type_id type, PyObject *self)
     int slot = type == LOCK ? LOCK_ACQUIRE : RLOCK_ACQUIRE;
     int flags = slots[slot].definition->ml_flags;
     PyObject *no = Py_False;
-    call c = {.slot = slot, .convention = flags, .self = self, .args = try_arguments};
+    sb_call c = {.slot = slot, .convention = flags, .self = self, .args = try_arguments};
     if (flags & METH_FASTCALL) {
         c.positional = &no;
         c.count = 1;
     }
-    return call_original(&c);
+    return original(&c);
 }
 
 static PyObject *
-wait_timed(const call *c, sb_site site)
+wait_timed(const sb_call *c, sb_site site)
 {
     if (site == SB_SITE_PLUMBING) {
-        return call_original(c);
+        return original(c);
     }
     int64_t begin_ns = sb_now_ns();
     int joined = site == SB_SITE_LOCK && sb_wait_begins(c->self, begin_ns);
-    PyObject *result = call_original(c);
+    PyObject *result = original(c);
     int64_t end_ns = sb_now_ns();
     if (joined) {
         int got = result != NULL && result != Py_False;
@@ -252,13 +129,13 @@ wait_timed(const call *c, sb_site site)
 }
 
 static __attribute__((noinline)) PyObject *
-acquire_slowly(const call *c, type_id type)
+acquire_slowly(const sb_call *c, type_id type)
 {
     if (!in_main_interpreter()) {
-        return call_original(c);
+        return original(c);
     }
-    int waits = may_wait(c, type);
-    PyObject *result = waits ? try_once(type, c->self) : call_original(c);
+    int waits = sb_call_may_wait(c, 0);
+    PyObject *result = waits ? try_once(type, c->self) : original(c);
     if (!waits || result != Py_False) {
         if (result == Py_True) {
             sb_lock_taken(c->self);
@@ -269,18 +146,18 @@ acquire_slowly(const call *c, type_id type)
     return wait_timed(c, sb_site_of_current());
 }
 
-ALWAYS_INLINE PyObject *
-acquire(const call *c, type_id type)
+SB_INLINE PyObject *
+acquire(const sb_call *c, type_id type)
 {
     if (sb_contended_locks == 0 && is_free(type, c->self)) {
-        return call_original(c);
+        return original(c);
     }
     return acquire_slowly(c, type);
 }
 
 /* How often to acquire in place of _acquire_restore((count, owner)), or 0. */
 static long
-depth_of(const call *c)
+depth_of(const sb_call *c)
 {
     enum { DEPTH_MAX = 8 };
     PyObject *saved = c->args;
@@ -299,13 +176,13 @@ depth_of(const call *c)
 /* What Condition.wait does to its RLock when it wakes. The owner it names is the running
  * thread, so acquiring as often comes to the same. */
 static __attribute__((noinline)) PyObject *
-restore_slowly(const call *c)
+restore_slowly(const sb_call *c)
 {
     long depth = in_main_interpreter() ? depth_of(c) : 0;
     PyObject *result = depth ? try_once(RLOCK, c->self) : NULL;
     if (result == NULL) {
         PyErr_Clear();
-        return call_original(c);
+        return original(c);
     }
     int got = result == Py_True;
     Py_DECREF(result);
@@ -321,21 +198,21 @@ restore_slowly(const call *c)
     Py_RETURN_NONE;
 }
 
-ALWAYS_INLINE PyObject *
-restore(const call *c)
+SB_INLINE PyObject *
+restore(const sb_call *c)
 {
     if (sb_contended_locks == 0 && is_free(RLOCK, c->self)) {
-        return call_original(c);
+        return original(c);
     }
     return restore_slowly(c);
 }
 
-ALWAYS_INLINE PyObject *
-get(const call *c)
+SB_INLINE PyObject *
+get(const sb_call *c)
 {
-    if (!says_yes(types[QUEUE].is_empty, c->self) || !may_wait(c, QUEUE) ||
+    if (!says_yes(types[QUEUE].is_empty, c->self) || !sb_call_may_wait(c, 1) ||
         !in_main_interpreter()) {
-        return call_original(c);
+        return original(c);
     }
     sb_site site = sb_site_of_current();
     return wait_timed(c, site == SB_SITE_LOCK ? SB_SITE_SIGNAL : site);
@@ -351,10 +228,10 @@ released(PyObject *self, type_id type)
     }
 }
 
-ALWAYS_INLINE PyObject *
-release(const call *c, type_id type)
+SB_INLINE PyObject *
+release(const sb_call *c, type_id type)
 {
-    PyObject *result = call_original(c);
+    PyObject *result = original(c);
     if (sb_contended_locks != 0 && result != NULL) {
         released(c->self, type);
     }
@@ -363,68 +240,15 @@ release(const call *c, type_id type)
 
 /* ---- one function for each method and calling convention -------------------------- */
 
-#define PLAIN(name, number, flags, act)                                                \
-    static PyObject *name(PyObject *self, PyObject *args)                              \
-    {                                                                                  \
-        const call c = {                                                               \
-            .slot = number, .convention = flags, .self = self, .args = args};          \
-        return act;                                                                    \
-    }
-#define KEYWORDS(name, number, act)                                                    \
-    static PyObject *name(PyObject *self, PyObject *args, PyObject *kwargs)            \
-    {                                                                                  \
-        const call c = {.slot = number,                                                \
-                        .convention = METH_VARARGS | METH_KEYWORDS,                    \
-                        .self = self,                                                  \
-                        .args = args,                                                  \
-                        .kwargs = kwargs};                                             \
-        return act;                                                                    \
-    }
-#define FAST(name, number, act)                                                        \
-    static PyObject *name(PyObject *self, PyObject *const *args, Py_ssize_t count)     \
-    {                                                                                  \
-        const call c = {.slot = number,                                                \
-                        .convention = METH_FASTCALL,                                   \
-                        .self = self,                                                  \
-                        .positional = args,                                            \
-                        .count = count};                                               \
-        return act;                                                                    \
-    }
-#define FAST_KEYWORDS(name, number, act)                                               \
-    static PyObject *name(PyObject *self, PyObject *const *args, Py_ssize_t count,     \
-                          PyObject *names)                                             \
-    {                                                                                  \
-        const call c = {.slot = number,                                                \
-                        .convention = METH_FASTCALL | METH_KEYWORDS,                   \
-                        .self = self,                                                  \
-                        .positional = args,                                            \
-                        .count = count,                                                \
-                        .names = names};                                               \
-        return act;                                                                    \
-    }
-#define METHOD(name, number, act)                                                      \
-    static PyObject *name(PyObject *self, PyTypeObject *defining,                      \
-                          PyObject *const *args, Py_ssize_t count, PyObject *names)    \
-    {                                                                                  \
-        const call c = {.slot = number,                                                \
-                        .convention = METH_METHOD | METH_FASTCALL | METH_KEYWORDS,     \
-                        .self = self,                                                  \
-                        .positional = args,                                            \
-                        .count = count,                                                \
-                        .names = names,                                                \
-                        .defining = defining};                                         \
-        return act;                                                                    \
-    }
-
 /* 3.11 to 3.13 take VARARGS | KEYWORDS to acquire, 3.14 FASTCALL and NOARGS. */
 #define ACQUIRER(name, number, type)                                                   \
-    PLAIN(name##_none, number, METH_NOARGS, acquire(&c, type))                         \
-    KEYWORDS(name##_keywords, number, acquire(&c, type))                               \
-    FAST_KEYWORDS(name##_fast_keywords, number, acquire(&c, type))
+    SB_PLAIN(name##_none, number, METH_NOARGS, acquire(&c, type))                         \
+    SB_KEYWORDS(name##_keywords, number, acquire(&c, type))                               \
+    SB_FAST_KEYWORDS(name##_fast_keywords, number, acquire(&c, type))
 #define RELEASER(name, number, type)                                                   \
-    PLAIN(name##_none, number, METH_NOARGS, release(&c, type))                         \
-    PLAIN(name##_varargs, number, METH_VARARGS, release(&c, type))                     \
-    FAST(name##_fast, number, release(&c, type))
+    SB_PLAIN(name##_none, number, METH_NOARGS, release(&c, type))                         \
+    SB_PLAIN(name##_varargs, number, METH_VARARGS, release(&c, type))                     \
+    SB_FAST(name##_fast, number, release(&c, type))
 
 ACQUIRER(lock_acquire, LOCK_ACQUIRE, LOCK)
 ACQUIRER(lock_acquire_lock, LOCK_ACQUIRE_LOCK, LOCK)
@@ -437,32 +261,28 @@ ACQUIRER(rlock_enter, RLOCK_ENTER, RLOCK)
 RELEASER(rlock_release, RLOCK_RELEASE, RLOCK)
 RELEASER(rlock_exit, RLOCK_EXIT, RLOCK)
 RELEASER(rlock_release_save, RLOCK_RELEASE_SAVE, RLOCK)
-PLAIN(restore_varargs, RLOCK_ACQUIRE_RESTORE, METH_VARARGS, restore(&c))
-PLAIN(restore_object, RLOCK_ACQUIRE_RESTORE, METH_O, restore(&c))
-METHOD(get_method, QUEUE_GET, get(&c))
-FAST_KEYWORDS(get_fast_keywords, QUEUE_GET, get(&c))
+SB_PLAIN(restore_varargs, RLOCK_ACQUIRE_RESTORE, METH_VARARGS, restore(&c))
+SB_PLAIN(restore_object, RLOCK_ACQUIRE_RESTORE, METH_O, restore(&c))
+SB_METHOD(get_method, QUEUE_GET, get(&c))
+SB_FAST_KEYWORDS(get_fast_keywords, QUEUE_GET, get(&c))
 
-typedef struct {
-    int flags;
-    PyCFunction function;
-} variant;
-
-#define V(flags, function) {flags, CAST(PyCFunction, function)}
 #define ACQUIRERS(name)                                                                \
     {                                                                                  \
-        V(METH_NOARGS, name##_none), V(METH_VARARGS | METH_KEYWORDS, name##_keywords), \
-            V(METH_FASTCALL | METH_KEYWORDS, name##_fast_keywords)                     \
+        SB_VARIANT(METH_NOARGS, name##_none),                                          \
+            SB_VARIANT(METH_VARARGS | METH_KEYWORDS, name##_keywords),                 \
+            SB_VARIANT(METH_FASTCALL | METH_KEYWORDS, name##_fast_keywords)            \
     }
 #define RELEASERS(name)                                                                \
     {                                                                                  \
-        V(METH_NOARGS, name##_none), V(METH_VARARGS, name##_varargs),                  \
-            V(METH_FASTCALL, name##_fast)                                              \
+        SB_VARIANT(METH_NOARGS, name##_none),                                          \
+            SB_VARIANT(METH_VARARGS, name##_varargs),                                  \
+            SB_VARIANT(METH_FASTCALL, name##_fast)                                     \
     }
 
 static const struct {
     type_id type;
     const char *name;
-    variant variants[3];
+    sb_variant variants[3];
 } methods_watched[SLOTS] = {
     [LOCK_ACQUIRE] = {LOCK, "acquire", ACQUIRERS(lock_acquire)},
     [LOCK_ACQUIRE_LOCK] = {LOCK, "acquire_lock", ACQUIRERS(lock_acquire_lock)},
@@ -477,58 +297,15 @@ static const struct {
     [RLOCK_RELEASE_SAVE] = {RLOCK, "_release_save", RELEASERS(rlock_release_save)},
     [RLOCK_ACQUIRE_RESTORE] = {RLOCK,
                                "_acquire_restore",
-                               {V(METH_VARARGS, restore_varargs),
-                                V(METH_O, restore_object)}},
+                               {SB_VARIANT(METH_VARARGS, restore_varargs),
+                                SB_VARIANT(METH_O, restore_object)}},
     [QUEUE_GET] = {QUEUE,
                    "get",
-                   {V(METH_METHOD | METH_FASTCALL | METH_KEYWORDS, get_method),
-                    V(METH_FASTCALL | METH_KEYWORDS, get_fast_keywords)}},
+                   {SB_VARIANT(METH_METHOD | METH_FASTCALL | METH_KEYWORDS, get_method),
+                    SB_VARIANT(METH_FASTCALL | METH_KEYWORDS, get_fast_keywords)}},
 };
 
 /* ---- finding the tables ----------------------------------------------------------- */
-
-/* The table row of a method of exactly this type, or NULL without an exception. */
-static PyMethodDef *
-definition_of(PyTypeObject *type, const char *name)
-{
-    PyObject *found = PyObject_GetAttrString((PyObject *)type, name);
-    if (found == NULL) {
-        PyErr_Clear();
-        return NULL;
-    }
-    PyMethodDef *definition = NULL;
-    if (Py_TYPE(found) == &PyMethodDescr_Type &&
-        ((PyDescrObject *)found)->d_type == type) {
-        definition = ((PyMethodDescrObject *)found)->d_method;
-    }
-    Py_DECREF(found); /* the type keeps it */
-    return definition;
-}
-
-static PyCFunction
-asked(PyTypeObject *type, const char *name)
-{
-    PyMethodDef *definition = definition_of(type, name);
-    int fits = definition != NULL && definition->ml_flags == METH_NOARGS;
-    return fits ? definition->ml_meth : NULL;
-}
-
-/* Whether the row can be written to: the kernel writes what is there already, and says
- * so where it may not instead of ending the process. */
-static int
-is_writable(PyMethodDef *definition)
-{
-    int ends[2];
-    if (pipe(ends) < 0) {
-        return 0;
-    }
-    size_t size = sizeof definition->ml_meth;
-    int done = write(ends[1], &definition->ml_meth, size) == (ssize_t)size &&
-               read(ends[0], &definition->ml_meth, size) == (ssize_t)size;
-    close(ends[0]);
-    close(ends[1]);
-    return done;
-}
 
 /* All methods of a type or none. */
 static int
@@ -539,7 +316,7 @@ find_methods(type_id id)
             continue;
         }
         PyMethodDef *definition =
-            definition_of(types[id].type, methods_watched[slot].name);
+            sb_method_of(types[id].type, methods_watched[slot].name);
         PyCFunction ours = NULL;
         for (int i = 0; definition != NULL && i < 3; i++) {
             if (methods_watched[slot].variants[i].function != NULL &&
@@ -547,7 +324,7 @@ find_methods(type_id id)
                 ours = methods_watched[slot].variants[i].function;
             }
         }
-        if (ours == NULL || !is_writable(definition)) {
+        if (ours == NULL || !sb_method_is_writable(definition)) {
             return 0;
         }
         slots[slot].definition = definition;
@@ -590,9 +367,9 @@ static int
 can_watch(type_id id)
 {
     PyTypeObject *type = types[id].type;
-    types[id].locked = asked(type, "locked");
-    types[id].is_owned = asked(type, "_is_owned");
-    types[id].is_empty = asked(type, "empty");
+    types[id].locked = sb_method_asked(type, "locked");
+    types[id].is_owned = sb_method_asked(type, "_is_owned");
+    types[id].is_empty = sb_method_asked(type, "empty");
     if (!find_methods(id)) {
         return 0;
     }
@@ -662,11 +439,7 @@ int
 sb_locks_init(PyObject *module)
 {
     try_arguments = PyTuple_Pack(1, Py_False);
-    word_blocking = PyUnicode_InternFromString("blocking");
-    word_block = PyUnicode_InternFromString("block");
-    word_timeout = PyUnicode_InternFromString("timeout");
-    if (try_arguments == NULL || word_blocking == NULL || word_block == NULL ||
-        word_timeout == NULL) {
+    if (try_arguments == NULL || sb_calls_init() < 0) {
         return -1;
     }
     return PyModule_AddFunctions(module, methods);
