@@ -207,6 +207,16 @@ find(const void *lock)
     return NULL;
 }
 
+int
+sb_lock_is_contended(const void *lock)
+{
+    const waiters *one = *bucket_of(lock);
+    while (one != NULL && one->lock != lock) {
+        one = one->next;
+    }
+    return one != NULL;
+}
+
 static void
 settle(waiters *all, int64_t now_ns)
 {

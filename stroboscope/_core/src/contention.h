@@ -39,6 +39,9 @@ typedef enum {
 } sb_wait_end;
 /* The wait ends; `object` is the lock. */
 void sb_wait_ends(PyObject *object, int64_t now_ns, sb_wait_end how);
+/* Whether somebody waits for the lock, or its holder is still to be charged. Harmless
+ * from another interpreter: records are used again, never freed. */
+int sb_lock_is_contended(const void *lock);
 /* Somebody who did not wait got a lock that others wait for. */
 void sb_lock_taken(const void *lock);
 /* The running thread has let go of a lock: charge it with what it made others wait. */

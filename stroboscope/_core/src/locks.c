@@ -75,6 +75,12 @@ is_free(type_id type, PyObject *self)
 #endif
 }
 
+SB_INLINE int
+is_contended(PyObject *self)
+{
+    return sb_contended_locks != 0 && sb_lock_is_contended(self);
+}
+
 static int
 is_mine(PyObject *rlock)
 {
@@ -149,7 +155,7 @@ acquire_slowly(const sb_call *c, type_id type)
 SB_INLINE PyObject *
 acquire(const sb_call *c, type_id type)
 {
-    if (sb_contended_locks == 0 && is_free(type, c->self)) {
+    if (!is_contended(c->self) && is_free(type, c->self)) {
         return original(c);
     }
     return acquire_slowly(c, type);
@@ -201,7 +207,7 @@ restore_slowly(const sb_call *c)
 SB_INLINE PyObject *
 restore(const sb_call *c)
 {
-    if (sb_contended_locks == 0 && is_free(RLOCK, c->self)) {
+    if (!is_contended(c->self) && is_free(RLOCK, c->self)) {
         return original(c);
     }
     return restore_slowly(c);
@@ -232,7 +238,7 @@ SB_INLINE PyObject *
 release(const sb_call *c, type_id type)
 {
     PyObject *result = original(c);
-    if (sb_contended_locks != 0 && result != NULL) {
+    if (result != NULL && is_contended(c->self)) {
         released(c->self, type);
     }
     return result;
