@@ -207,6 +207,7 @@ def pause():
     exec(f"def leaf(n):\n{lines}\ndef mid(n, d):\n    return mid(n, d - 1) if d else leaf(n)", space)
     kept = [space["mid"](n, d) for d in range(100) for n in range(400)]
     more = [bytearray(1) for _ in range(450_000)]
+    heap.set_rate(RATE)  # what was followed stays so; the loop works as it would
     live = sys.modules["stroboscope._core._native"].heap_info()["live"]
 
     async def longest(work):
