@@ -1,7 +1,8 @@
-"""A FastAPI service with three routes; tenants come in a header."""
+"""A FastAPI service with four routes, one of them wrong; tenants come in a header."""
 
 import hashlib
 import threading
+import time
 
 from fastapi import FastAPI
 
@@ -40,6 +41,12 @@ async def checkout(item: int):
 @app.get("/search")
 async def search():
     return {"hits": rank_results()}
+
+
+@app.get("/report")
+async def report():
+    time.sleep(0.4)  # a mistake: the loop stands still; see /debug/stalls
+    return {"rows": 7}
 
 
 printer = threading.Lock()

@@ -101,6 +101,20 @@ def show_contention(base, token, env):
     print(tool("top", "--by", "endpoint", str(file), env=env))
 
 
+def catch_a_stall(base, token):
+    """A handler blocks the loop it should not: who, where, how long."""
+    print("\nNow /report reads its file on the event loop, for 0.4 s ...")
+    urllib.request.urlopen(base + "/report", timeout=10).read()
+    print(f"\n$ curl -H 'Authorization: Bearer $TOKEN' {base}/debug/stalls")
+    request = urllib.request.Request(
+        base + "/debug/stalls", headers={"Authorization": f"Bearer {token}"}
+    )
+    text = urllib.request.urlopen(request, timeout=10).read().decode()
+    at = text.rfind("#", 0, text.find("endpoint=/report"))
+    for line in text[at:].splitlines()[:4]:
+        print(f"  {line[:150]}")
+
+
 def show(env):
     for arguments in (
         ["--tagfocus", "endpoint=/checkout/{item}", "--tagfocus", "tenant=acme", "-n", "8"],
@@ -136,6 +150,7 @@ def main():
             thread.start()
         token = tool("token", "--service", "shop", "--ttl", "15m", env=env)
         fetch(base, token)
+        catch_a_stall(base, token)
         heap(base, token, env)
         admin = tool("token", "--service", "shop", "--scope", "admin", env=env)
         show_contention(base, admin, env)

@@ -32,7 +32,7 @@ _HAS_THREAD_CLOCKS = sys.platform == "linux"
 class LabelCell:
     """What a ContextVar holds for a request or a `do` block; never sampled here."""
 
-    __slots__ = ("__weakref__", "labels", "parent", "serial", "source")
+    __slots__ = ("__weakref__", "labels", "parent", "serial", "shown", "source")
     _serials = itertools.count(1)
 
     def __init__(
@@ -42,6 +42,7 @@ class LabelCell:
         self.parent = parent
         self.source: Callable[[], object | None] | None = None
         self.serial = next(self._serials)
+        self.shown: str | None = None
 
     @property
     def sampled(self) -> bool:

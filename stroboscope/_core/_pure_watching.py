@@ -7,12 +7,14 @@ another thread's context: a stall is seen, its place is named, its labels are mi
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 import sys
 import threading
 import time
 from weakref import WeakSet
 
+from stroboscope._core._pure import LabelCell
 from stroboscope._core.capture import Frame
 
 _DEPTH = 256
@@ -134,3 +136,18 @@ def look(ident: int, /) -> tuple[None, list[Frame]] | None:
         found.append((code.co_filename, code.co_qualname, code.co_firstlineno, line))
         frame = frame.f_back
     return None, found
+
+
+def live_sampled() -> list[LabelCell]:
+    """Nothing is sampled under a cell here."""
+    return []
+
+
+def samples_are_kept() -> bool:
+    """Whether samples are left in a file; not here."""
+    return False
+
+
+def samples_open(file: int, /) -> None:
+    """Raises: OSError. Only the C engine sees who holds the interpreter."""
+    raise OSError(errno.ENOTSUP, "only the C engine leaves samples")

@@ -30,6 +30,7 @@ from stroboscope.endpoints.shares import Openings
 from stroboscope.endpoints.snapshots import Snapshots
 from stroboscope.formats.pprof import stable_address
 from stroboscope.formats.profile import Frame
+from stroboscope.formats.samples import Left
 from stroboscope.profiles import stacks
 from stroboscope.profiles.ages import Ages
 from stroboscope.profiles.governor import Governor
@@ -39,6 +40,7 @@ from stroboscope.stalls import WATCH
 from stroboscope.tracing import recorder
 from stroboscope.tracing.captures import Facts, record
 from stroboscope.workers.folder import OFF, Folder, default_base
+from stroboscope.workers.leaving import Leaving, left_by
 from stroboscope.workers.members import Members
 from stroboscope.workers.totals import Totals
 
@@ -102,6 +104,7 @@ class Desk:
         self.answered: Counter[tuple[str, int]] = Counter()
         self.labellers: list[Shown] = []
         self.symbols: OrderedDict[int, str] = OrderedDict()
+        self.leaving = Leaving(self.members) if self.members is not None else None
         self.door: Callable[[], str] = lambda: OFF
         self.lock = threading.Lock()
         self.shareable: Callable[[str], Action | None]
@@ -183,8 +186,14 @@ class Desk:
                     return
             engine.sleep(min(left_s + 0.01, 0.5))
 
+    def _left(self) -> list[Left]:
+        """What our own signal handler has left."""
+        folder = self.members.folder if self.members is not None else None
+        return left_by(folder, os.getpid()) if folder is not None else []
+
     def _watch(self, threshold_ms: float) -> None:
         WATCH.span_of, WATCH.note = otel.span_of, otel.note_stall
+        WATCH.left = self._left
         WATCH.begin(threshold_ms, self.settings.slow_request_s)
 
     def _set_bounds(self, bounds_s: list[float]) -> None:
@@ -200,6 +209,8 @@ class Desk:
         self.gate.after_fork()
         self.garbage.after_fork()
         self.pauses.after_fork()
+        if self.leaving is not None:
+            self.leaving.after_fork()
         self.captures.after_fork()
         self.flights.after_fork()
         self.openings.after_fork()

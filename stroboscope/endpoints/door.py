@@ -32,6 +32,8 @@ def own_door(desk: Desk, answer: Answering) -> Listener | None:
     def look() -> None:
         desk.watch_knobs()
         keeper.look()
+        if desk.leaving is not None:
+            desk.leaving.tend()
 
     listener = Listener(
         desk.members,

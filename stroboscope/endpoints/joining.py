@@ -20,6 +20,7 @@ from stroboscope.endpoints.captures import HEADER as CAPTURE
 from stroboscope.endpoints.counted import INSTANCE, Counted
 from stroboscope.endpoints.gate import PEER_SCHEME
 from stroboscope.endpoints.parts import Part, join
+from stroboscope.endpoints.wedged import answer_for, part_of
 from stroboscope.errors import FolderError
 from stroboscope.workers.asking import Answer, Question
 
@@ -28,6 +29,8 @@ GRACE_S = 0.8
 #: The same after a capture: then all workers encode at once.
 CAPTURE_GRACE_S = 2.0
 HEADER = "X-Stroboscope-Workers"
+#: Where a worker that does not answer has left something for others.
+STACKS = "/stacks"
 #: Not sent on: which worker, and how to join, is decided here.
 _OURS = ("worker", "merge")
 
@@ -80,10 +83,12 @@ def _whole(
     totals = count.of_others([part.instance for part in good])
     if not (good or failed or notes or totals):
         return _marked(own, "1/?" if others is None else "1/1")
-    parts = [Part(os.getpid(), own.body, own.content_type), *good]
+    left = _left(call, answers) if path == STACKS else []
+    parts = [Part(os.getpid(), own.body, own.content_type), *good, *left]
     parts.sort()
     body = join(call, own.content_type, parts, failed, [*notes, *count.notes], totals)
-    share = f"{len(parts)}/{len(parts) + len(failed)}"
+    came = len(parts) - len(left)
+    share = f"{came}/{came + len(failed)}"
     return _kept(call, _marked(replace(own, body=body), share))
 
 
@@ -145,6 +150,8 @@ def _forwarded(call: Call, path: str, wanted: str, seconds: float) -> Response:
     question.wait(time.monotonic() + seconds + grace_s)
     question.close()
     (found,) = question.answers
+    if not found.status and path == STACKS and not found.is_gone:
+        return answer_for(call, found.process, found.failure, HEADER)
     if not found.status:
         return refusal(call.request, 503, f"worker {wanted} {found.failure}")
     return _response(found)
@@ -194,6 +201,12 @@ def _sorted(answers: list[Answer]) -> tuple[list[Part], list[str], list[str]]:
             )
             good.append(Part(one.process, one.body, kind, instance))
     return good, failed, foreign
+
+
+def _left(call: Call, answers: list[Answer]) -> list[Part]:
+    """What those that did not answer have left of their stacks."""
+    silent = [one for one in answers if not one.status and not one.is_gone]
+    return [part_of(call, one.process, one.failure) for one in silent]
 
 
 def _failure(one: Answer) -> str:

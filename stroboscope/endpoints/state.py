@@ -261,10 +261,21 @@ def selfcheck(call: Call) -> Response:
             "process": os.getpid(),
             "keys": len(call.desk.settings.keys),
             "stall_watch": WATCH.failure or ("on" if WATCH.is_on else "off"),
+            "samples_left": _left(call),
             "own_cpu_share": round(call.desk.governor.last, 5),
             "worker_model": "this worker answers for itself",
         }
     )
+
+
+def _left(call: Call) -> str:
+    """Whether others could see who holds this interpreter, or why not."""
+    leaving = call.desk.leaving
+    if leaving is None:
+        return "off: workers do not meet"
+    if engine.info().counters.get("sigprof", 0) < 0:
+        return "off: SIGPROF is another handler's"
+    return leaving.failure or "on"
 
 
 def revoke(call: Call) -> Response:

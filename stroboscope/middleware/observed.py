@@ -110,6 +110,8 @@ class Labeller:
             if template is not None and not isinstance(template, str):
                 raise LabelError(f"it returned {type(template).__name__}, not str")
             found[self._keys["endpoint"]] = template or UNMATCHED
+            if template and request.cell is not None:
+                request.cell.shown = template
         except Exception as error:  # the user's function, or a framework we misread
             found.pop(self._keys["endpoint"], None)
             self.failed(error, "the template function")

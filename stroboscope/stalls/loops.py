@@ -12,6 +12,12 @@ from typing import Any
 from weakref import ref
 
 from stroboscope._core.watching import Heart
+from stroboscope.stalls.held import (
+    LeftBehind,
+    explained,
+    nothing_left,
+    sampled_labels,
+)
 from stroboscope.stalls.looks import Looks, Suspect, is_idle, look_at
 from stroboscope.stalls.records import Book, Stall
 from stroboscope.stalls.telling import Teller
@@ -63,6 +69,7 @@ class LoopStall:
         self._noted: Suspect | None = None
         self._ids: Mapping[str, str] = {}
         self._is_told = False
+        self._labels = sampled_labels()
 
     @property
     def is_over(self) -> bool:
@@ -86,6 +93,8 @@ class LoopStall:
         suspect = self._looks.add(look, weight_s)
         self._looked_s = now_s
         self.pause_s = min(self.pause_s * _GROWTH, _PAUSE_CAP_S)
+        if is_idle(look.stack):  # whoever holds the interpreter may end before it does
+            self._labels |= sampled_labels()
         if suspect.looks == 2:  # not who only passed by
             self._note(suspect, teller, span_of, note)
         stall = self._stall(now_s - self._since_s, 0.0, is_over=False)
@@ -95,7 +104,12 @@ class LoopStall:
             teller.log(stall)
 
     def finish(
-        self, teller: Teller, span_of: SpanOf, note: Note, threshold_s: float
+        self,
+        teller: Teller,
+        span_of: SpanOf,
+        note: Note,
+        threshold_s: float,
+        left: LeftBehind = nothing_left,
     ) -> Stall | None:
         """Write it down; None when it was a collection's pause, or no stall at all."""
         if self.heart.late_beats == self._late_beats:
@@ -110,6 +124,8 @@ class LoopStall:
         if guilty is not None:
             self._note(guilty, teller, span_of, note)
         stall = self._stall(late_s - gc_s, gc_s, is_over=True)
+        if stall.cause in ("waiting", "unseen"):
+            stall = explained(stall, left, int(self._since_s * 1e9), self._labels)
         self._book.close(stall)
         teller.log(stall)
         return stall

@@ -23,7 +23,7 @@ class Stall:
     `kind` is `loop`, an event loop that stood still, or `request`, one that kept its
     thread. `cause`: `code`, what ran; `waiting`, the loop's thread had nothing of its
     own to run and did not get to run: the interpreter was held elsewhere, or the
-    machine gave no CPU; `many`, a crowd of requests, none of them for most of the time;
+    machine gave no CPU; `held`, the same, and a signal saw who held the interpreter; `many`, a crowd of requests, none of them for most of the time;
     `unseen`, it was over before anybody could look. `frame` is
     the innermost place of the application's own code, `stack` leaf first. `seen` of
     `looks` showed it. `duration_ms` is at least that, without `gc_ms`.

@@ -82,7 +82,7 @@ def described(stall: Stall) -> str:
         return (
             f"a request keeps its thread for {took}: {whose or 'no labels'} at {place}"
         )
-    if stall.cause == "code":
+    if stall.cause in ("code", "held"):
         return (
             f"an event loop stood still for {took}: {whose or 'no request'} at {place}"
         )

@@ -19,6 +19,7 @@ from weakref import WeakKeyDictionary, ref
 
 from stroboscope._core import engine, watching
 from stroboscope._core.watching import Heart
+from stroboscope.stalls.held import LeftBehind, nothing_left
 from stroboscope.stalls.loops import LoopStall, Note, SpanOf, no_span
 from stroboscope.stalls.records import Book
 from stroboscope.stalls.requests import SlowRequests
@@ -32,7 +33,8 @@ def _note_nothing(span: Any, fields: Mapping[str, Any]) -> None:
 class Watch:
     """Watches loops and, where a server's threads carry requests, those.
 
-    `span_of` and `note` connect it to whoever traces. All methods are safe from any
+    `span_of` and `note` connect it to whoever traces, `left` to what the signal handler left
+    for others. All methods are safe from any
     thread and block for no one.
     """
 
@@ -41,6 +43,7 @@ class Watch:
         self.teller = Teller()
         self.span_of: SpanOf = no_span
         self.note: Note = _note_nothing
+        self.left: LeftBehind = nothing_left
         #: Why a loop, or nothing at all, is watched; empty while all is well.
         self.failure = ""
         self._lock = threading.Lock()
@@ -181,7 +184,9 @@ class Watch:
             if stall.is_over:
                 del self._stalls[heart]
                 self._late[heart] = heart.late_beats
-                stall.finish(self.teller, self.span_of, self.note, self._threshold_s)
+                stall.finish(
+                    self.teller, self.span_of, self.note, self._threshold_s, self.left
+                )
             elif stall.is_void:
                 del self._stalls[heart]
                 heart.rest()
@@ -199,7 +204,9 @@ class Watch:
                 heart.rest()
         elif heart.late_beats > self._late.get(heart, 0):
             unseen = LoopStall(heart, loop, self.book, after=True)
-            unseen.finish(self.teller, self.span_of, self.note, self._threshold_s)
+            unseen.finish(
+                self.teller, self.span_of, self.note, self._threshold_s, self.left
+            )
             self._late[heart] = heart.late_beats
 
     def _turn_requests(self) -> None:

@@ -45,7 +45,7 @@ def holds(seconds: float) -> None:
 
 def matches(seconds: float) -> None:
     """Burn in C that keeps the interpreter: a pattern that backtracks for ever."""
-    began, more = time.thread_time(), 22
+    began, more = time.thread_time(), 25
     re.match(r"(a|aa)+$", "a" * more + "b")
     # One letter more takes 1.618 times as long: two subproblems, as Fibonacci's rabbits.
     more += round(math.log(seconds / (time.thread_time() - began), 1.618))

@@ -47,6 +47,7 @@ def labelled(label: str) -> LabelCell:
     for variable in random.sample(VARIABLES, random.choice((1, 17, 200))):
         variable.set(1)
     cell = LabelCell(label_set({"name": label}))
+    cell.shown = f"/{label}"
     LABELS.set(cell)
     return cell
 
@@ -237,6 +238,44 @@ def worker(end: float, failures: list[BaseException]) -> None:
         failures.append(error)
 
 
+#: Another process reads what the handler leaves, as fast as it can, and believes no
+#: sample whose endpoint contradicts its stack. It ends with its standard input.
+READER = """
+import os, select, sys
+from stroboscope.formats.samples import parse
+file, seen, wrong = os.open(sys.argv[1], os.O_RDONLY), 0, 0
+while not select.select([0], [], [], 0)[0]:
+    for one in parse(os.pread(file, 1 << 20, 0)):
+        burning = {f.function[-1] for f in one.frames if f.function in ("burn_a", "burn_b")}
+        seen += len(burning) == 1 and bool(one.endpoint)
+        wrong += len(burning) == 1 and one.endpoint not in ("", "/" + burning.pop())
+        wrong += not all(f.file.endswith((".py", ">")) for f in one.frames if f.file)
+print(seen, wrong)
+"""
+
+
+@contextlib.contextmanager
+def left_samples(folder: str, seen: Counter[str]) -> Iterator[None]:
+    path = os.path.join(folder, "1.samples")
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    _native.samples_open(file)
+    os.close(file)
+    _native.samples_show(True)
+    reader = subprocess.Popen(
+        [sys.executable, "-c", READER, path],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield
+    finally:
+        out, _ = reader.communicate("end")
+        _native.samples_show(False)
+        _native.samples_close()
+    seen["left"], seen["left wrong"] = map(int, out.split())
+
+
 def judge(capture: Capture, seen: Counter[str]) -> None:
     for stack, serial, count, _ in capture.rows:
         names = {capture.frames[i][1] for i in capture.stacks[stack] if i >= 0}
@@ -278,18 +317,19 @@ def main(seconds: float) -> int:
     ]
     for thread in some:
         thread.start()
-    while time.monotonic() < end and not failures:
-        contention.set_mutex_fraction(random.choice((0, 1, 1, 3)))
-        contention.set_block_rate(random.choice((0, 1, 1, 1000)))
-        window = engine.open_window(1000)
-        storm = threading.Thread(target=_native.storm, args=(1500, 4000))
-        storm.start()
-        processes_fork()
-        storm.join()
-        judge(window.close(), seen)
-        judge_heap(heap.collect_heap(), seen)
-    for thread in some:
-        thread.join()
+    with left_samples(folder, seen):
+        while time.monotonic() < end and not failures:
+            contention.set_mutex_fraction(random.choice((0, 1, 1, 3)))
+            contention.set_block_rate(random.choice((0, 1, 1, 1000)))
+            window = engine.open_window(1000)
+            storm = threading.Thread(target=_native.storm, args=(1500, 4000))
+            storm.start()
+            processes_fork()
+            storm.join()
+            judge(window.close(), seen)
+            judge_heap(heap.collect_heap(), seen)
+        for thread in some:
+            thread.join()
     contention.set_mutex_fraction(0)
     contention.set_block_rate(0)
     for name in ("mutex", "block"):
@@ -298,8 +338,14 @@ def main(seconds: float) -> int:
     print(dict(seen), {k: v for k, v in counters.items() if v}, _native.heap_info())
     for failure in failures:
         print("failed:", repr(failure))
-    wrong = seen["wrong"] + seen["heap wrong"] + seen["heap below zero"]
-    return 1 if failures or wrong or not seen["right"] or not seen["heap right"] else 0
+    wrong = (
+        seen["wrong"]
+        + seen["left wrong"]
+        + seen["heap wrong"]
+        + seen["heap below zero"]
+    )
+    looked = seen["right"] and seen["heap right"] and seen["left"]
+    return 1 if failures or wrong or not looked else 0
 
 
 if __name__ == "__main__":

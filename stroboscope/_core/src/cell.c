@@ -298,6 +298,7 @@ cell_clear(PyObject *object)
     Py_CLEAR(self->parent);
     Py_CLEAR(self->labels);
     Py_CLEAR(self->source);
+    Py_CLEAR(self->shown);
     return 0;
 }
 
@@ -397,6 +398,24 @@ cell_get_sampled(PyObject *object, void *Py_UNUSED(closure))
 
 /* T_OBJECT reads NULL as None; storing None keeps None, which every reader here
  * treats as nothing. */
+/* Handlers read it without a reference, so what is there once stays there. */
+static int
+cell_set_shown(PyObject *object, PyObject *value, void *Py_UNUSED(closure))
+{
+    sb_cell *self = (sb_cell *)object;
+    if (self->shown == NULL && value != NULL && PyUnicode_CheckExact(value)) {
+        self->shown = Py_NewRef(value);
+    }
+    return 0;
+}
+
+static PyObject *
+cell_get_shown(PyObject *object, void *Py_UNUSED(closure))
+{
+    PyObject *shown = ((sb_cell *)object)->shown;
+    return Py_NewRef(shown != NULL ? shown : Py_None);
+}
+
 static PyMemberDef cell_members[] = {
     {"serial", T_ULONGLONG, offsetof(sb_cell, serial), READONLY, NULL},
     {"parent", T_OBJECT, offsetof(sb_cell, parent), READONLY, NULL},
@@ -407,6 +426,7 @@ static PyMemberDef cell_members[] = {
 
 static PyGetSetDef cell_getset[] = {
     {"sampled", cell_get_sampled, NULL, "Whether a sample was taken under it.", NULL},
+    {"shown", cell_get_shown, cell_set_shown, "The endpoint, once it is known.", NULL},
     {"ended", cell_get_ended, NULL, "Whether its labels are final.", NULL},
     {"task", sb_task_serial, NULL, "Serial of the task it belongs to, or 0.", NULL},
     {"recorded", sb_task_recorded, NULL, "Whether its task is recorded now.", NULL},

@@ -12,6 +12,7 @@ typedef struct sb_cell {
     struct sb_cell *parent; /* strong, or NULL */
     PyObject *labels;       /* strong, or NULL: this cell's overlay */
     PyObject *source;       /* strong, or NULL: finds late labels */
+    PyObject *shown;        /* strong, or NULL: the endpoint, once known; set once */
     struct sb_cell *previous, *next; /* all live cells */
     atomic_uchar sampled;
     unsigned char ended; /* its labels are final */

@@ -148,6 +148,45 @@ typedef struct {
 } sb_rlock;
 #endif
 
+/* The line of a byte offset in its code, read from the table itself: CPython's own
+ * function may allocate. The first line where it cannot be told.
+ * Source: Objects/locations.md, the same from 3.11 to 3.15. */
+SB_READS_STALE static inline int
+sb_code_line(PyCodeObject *code, int32_t offset)
+{
+    PyObject *table = code->co_linetable;
+    int line = code->co_firstlineno;
+    if (offset < 0 || table == NULL || Py_TYPE(table) != &PyBytes_Type) {
+        return line;
+    }
+    const unsigned char *at = (const unsigned char *)((PyBytesObject *)table)->ob_sval;
+    const unsigned char *end = at + Py_SIZE(table);
+    int32_t begin = 0;
+    while (at < end) {
+        unsigned first = *at++, kind = first >> 3 & 15;
+        begin += (int32_t)((first & 7) + 1) * (int32_t)sizeof(_Py_CODEUNIT);
+        if (kind == 13 || kind == 14) { /* a signed varint: the low bit is the sign */
+            unsigned delta = 0, shift = 0, more;
+            do {
+                more = at < end ? *at++ : 0;
+                delta |= shift < 32 ? (more & 63) << shift : 0;
+                shift += 6;
+            } while (more & 64);
+            line += delta & 1 ? -(int)(delta >> 1) : (int)(delta >> 1);
+        }
+        else if (kind >= 10 && kind <= 12) {
+            line += (int)kind - 10;
+        }
+        if (offset < begin) {
+            return kind == 15 ? code->co_firstlineno : line;
+        }
+        while (at < end && !(*at & 128)) {
+            at++;
+        }
+    }
+    return line;
+}
+
 /* Call `hook` with the GIL before a code object of this interpreter goes away; where
  * the hook takes a reference, the object stays. Watchers promise that too.
  * Returns 0, or -1 with an exception. 3.11 has no watchers: there the type's
@@ -236,5 +275,29 @@ sb_gil_memory(size_t *size)
     return (const char *)&_PyRuntime.ceval.gil;
 #endif
 }
+
+#ifdef SB_COMPAT_GIL /* these headers declare names that others use for their own */
+#include "internal/pycore_interp.h"
+#include "internal/pycore_runtime.h"
+
+/* Who holds the GIL, or NULL. Without the GIL: a state that may be gone by now. */
+SB_READS_STALE static inline PyThreadState *
+sb_gil_holder(PyInterpreterState *interpreter)
+{
+#if PY_VERSION_HEX >= 0x030c0000
+    struct _gil_runtime_state *gil = interpreter->ceval.gil;
+#else
+    (void)interpreter;
+    struct _gil_runtime_state *gil = &_PyRuntime.ceval.gil;
+#endif
+#if PY_VERSION_HEX >= 0x030d0000
+    return gil != NULL && gil->locked == 1 ? gil->last_holder : NULL;
+#else
+    return gil != NULL && _Py_atomic_load_relaxed(&gil->locked) == 1
+               ? (PyThreadState *)_Py_atomic_load_relaxed(&gil->last_holder)
+               : NULL;
+#endif
+}
+#endif
 
 #endif

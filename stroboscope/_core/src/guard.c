@@ -1,6 +1,7 @@
 #define _GNU_SOURCE
 #include "guard.h"
 
+#include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <string.h>
@@ -63,8 +64,11 @@ on_fault(int number, siginfo_t *info, void *context)
     forward(number, info, context);
 }
 
-int
-sb_guard_install(void)
+/* Both below run with and without the GIL; handlers take no part. */
+static pthread_mutex_t changing = PTHREAD_MUTEX_INITIALIZER;
+
+static int
+install(void)
 {
     struct sigaction action;
     memset(&action, 0, sizeof action);
@@ -89,8 +93,8 @@ sb_guard_install(void)
     return 0;
 }
 
-void
-sb_guard_remove(void)
+static void
+restore(void)
 {
     if (!installed) {
         return;
@@ -103,6 +107,30 @@ sb_guard_remove(void)
         }
     }
     installed = 0;
+}
+
+int
+sb_guard_install(void)
+{
+    pthread_mutex_lock(&changing);
+    int status = install();
+    pthread_mutex_unlock(&changing);
+    return status;
+}
+
+void
+sb_guard_remove(void)
+{
+    pthread_mutex_lock(&changing);
+    restore();
+    pthread_mutex_unlock(&changing);
+}
+
+void
+sb_guard_after_fork(void)
+{
+    pthread_mutex_init(&changing, NULL);
+    restore();
 }
 
 int

@@ -15,6 +15,7 @@
 #include "locks.h"
 #include "rest.h"
 #include "sampler.h"
+#include "samples.h"
 #include "stacks.h"
 #include "timeline.h"
 #include "trace.h"
@@ -100,6 +101,7 @@ after_fork(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
     sb_watch_after_fork();
     sb_rest_after_fork();
     sb_wall_after_fork();
+    sb_samples_after_fork();
     sb_publishing(0);
     sb_heap_after_fork();
     sb_ledgers_after_fork();
@@ -336,6 +338,7 @@ execute(PyObject *module)
 {
     int failed = sb_cells_init(module) < 0 || sb_ledgers_init(module) < 0 ||
                  sb_heap_init(module) < 0 || sb_watch_init(module) < 0 ||
+                 sb_samples_init(module) < 0 ||
                  sb_trace_init(module) < 0 || sb_timeline_init(module) < 0 ||
                  sb_contention_init(module) < 0 ||
                  sb_locks_init(module) < 0 || sb_waits_init(module) < 0 ||

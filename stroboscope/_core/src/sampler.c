@@ -14,6 +14,7 @@
 
 #include "cell.h"
 #include "guard.h"
+#include "samples.h"
 
 #ifndef sigev_notify_thread_id
 #define sigev_notify_thread_id _sigev_un._tid
@@ -45,6 +46,7 @@ static uint32_t record_count = 1; /* index 0 is what a stranger's signal carries
 
 static atomic_int active;
 static atomic_int in_handler;
+static atomic_int shows; /* samples go into the mapping, too */
 static atomic_long pending;
 static _Atomic uint64_t period;
 
@@ -186,8 +188,35 @@ on_timer(siginfo_t *info)
     }
     atomic_fetch_add_explicit(&counters.overruns, overrun, memory_order_relaxed);
     take(self, tstate, began, 1 + overrun);
+    if (atomic_load(&shows)) {
+        sb_samples_take(tstate, 0);
+    }
     atomic_fetch_add_explicit(&counters.handler_ns, sb_now_ns() - began,
                               memory_order_relaxed);
+}
+
+/* What our own calls carry: the address of this. */
+static const char call_mark;
+static _Atomic uint64_t calls_answered;
+
+static void
+on_call(void)
+{
+    PyThreadState *tstate = PyGILState_GetThisThreadState();
+    if (tstate != NULL && sb_guard_holds()) {
+        sb_samples_take(tstate, SB_SAMPLE_HOLDER);
+    }
+    else if (tstate != NULL) {
+        COUNT(lost_unguarded);
+    }
+    atomic_fetch_add(&calls_answered, 1);
+}
+
+static int
+is_call(const siginfo_t *info)
+{
+    return info->si_code == SI_QUEUE && info->si_value.sival_ptr == (const void *)&call_mark &&
+           info->si_pid == getpid();
 }
 
 static void
@@ -195,7 +224,10 @@ on_sigprof(int Py_UNUSED(number), siginfo_t *info, void *Py_UNUSED(context))
 {
     int saved = errno;
     atomic_fetch_add(&in_handler, 1);
-    if (atomic_load(&active)) {
+    if (is_call(info)) {
+        on_call();
+    }
+    else if (atomic_load(&active)) {
         on_timer(info);
     }
     atomic_fetch_sub(&in_handler, 1);
@@ -219,14 +251,14 @@ sb_sigprof_owner(void)
     return is_free ? 0 : -1;
 }
 
+/* 0 when it is ours from now on, 1 where it is somebody else's, -1 with errno. Without
+ * the GIL as well. */
 static int
-own_sigprof(void)
+take_sigprof(void)
 {
     int owner = sb_sigprof_owner();
-    if (owner < 0) {
-        PyErr_SetString(PyExc_RuntimeError,
-                        "SIGPROF belongs to another handler in this process");
-        return -1;
+    if (owner != 0) {
+        return owner < 0;
     }
     struct sigaction action;
     memset(&action, 0, sizeof action);
@@ -237,11 +269,53 @@ own_sigprof(void)
     for (size_t i = 0; i < sizeof FAULTS / sizeof *FAULTS; i++) {
         sigdelset(&action.sa_mask, FAULTS[i]);
     }
-    if (owner == 0 && sigaction(SIGPROF, &action, NULL) < 0) {
+    return sigaction(SIGPROF, &action, NULL);
+}
+
+static int
+own_sigprof(void)
+{
+    int taken = take_sigprof();
+    if (taken > 0) {
+        PyErr_SetString(PyExc_RuntimeError,
+                        "SIGPROF belongs to another handler in this process");
+    }
+    else if (taken < 0) {
         PyErr_SetFromErrno(PyExc_OSError);
+    }
+    return taken == 0 ? 0 : -1;
+}
+
+int
+sb_sampler_call(pid_t tid)
+{
+    if (!sb_samples_are_kept() || take_sigprof() != 0 || sb_guard_install() < 0) {
         return -1;
     }
+    siginfo_t info;
+    memset(&info, 0, sizeof info);
+    info.si_signo = SIGPROF;
+    info.si_code = SI_QUEUE;
+    info.si_pid = getpid();
+    info.si_uid = getuid();
+    info.si_value.sival_ptr = (void *)(uintptr_t)&call_mark;
+    uint64_t before = atomic_load(&calls_answered);
+    syscall(SYS_rt_tgsigqueueinfo, getpid(), tid, SIGPROF, &info);
+    /* It takes microseconds; one that comes later finds no guard and leaves nothing. */
+    for (int spin = 0; spin < 200 && atomic_load(&calls_answered) == before; spin++) {
+        struct timespec moment = {0, 100000};
+        nanosleep(&moment, NULL);
+    }
+    if (!atomic_load(&active) && atomic_load(&in_handler) == 0) {
+        sb_guard_remove();
+    }
     return 0;
+}
+
+void
+sb_sampler_show(int on)
+{
+    atomic_store(&shows, on);
 }
 
 /* ---- threads ---------------------------------------------------------------------- */
@@ -570,8 +644,9 @@ sb_sampler_after_fork(void)
     atomic_store(&active, 0);
     atomic_store(&in_handler, 0);
     atomic_store(&pending, 0);
+    atomic_store(&shows, 0);
     excluded_count = 0;
-    sb_guard_remove();
+    sb_guard_after_fork();
 }
 
 /* ---- reading ---------------------------------------------------------------------- */

@@ -10,6 +10,7 @@
 
 #include <Python.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 /* Leaf-most frames kept of one stack; deeper ones are marked as truncated. */
 #define SB_DEPTH_MAX 512
@@ -64,6 +65,12 @@ void sb_sampler_after_fork(void);
 /* Hand at most `limit` pending samples to `consume`; returns how many. */
 size_t sb_sampler_drain(size_t limit, void (*consume)(const sb_sample *));
 int sb_sampler_pending(void);
+/* Make a thread leave a sample with names, from a thread of ours without the GIL, whether
+ * anything samples or not. 0, or -1 where SIGPROF is somebody else's. Interrupts what the
+ * thread waits in, where the kernel does not restart it (nanosleep, poll). */
+int sb_sampler_call(pid_t tid);
+/* Whether samples also go into the mapping from now on: while nobody gets the GIL. */
+void sb_sampler_show(int on);
 sb_counters sb_sampler_counters(void);
 /* 1 ours, 0 free, -1 somebody else's. */
 int sb_sigprof_owner(void);

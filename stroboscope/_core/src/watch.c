@@ -11,7 +11,9 @@
 #include <unistd.h>
 
 #include "drainer.h"
+#include "holder.h"
 #include "sampler.h"
+#include "samples.h"
 
 /* One watched event loop, as the ticker knows it; behind `lock`. */
 typedef struct {
@@ -341,12 +343,49 @@ attend(pulse *self, uint64_t now, int *is_late)
     return now + threshold;
 }
 
+/* Between two calls to a thread that holds the GIL: each may interrupt what it does. */
+#define CALL_EVERY_NS ((uint64_t)1000000000)
+
+/* Set before the ticker starts. */
+static PyInterpreterState *interpreter;
+static uint64_t called_ns;
+
+/* The watcher was asked and does not get the GIL: have its holder say where it is. */
+static uint64_t
+attend_gil(uint64_t now)
+{
+    uint64_t asked = atomic_load(&asked_ns), threshold = atomic_load(&threshold_ns);
+    if (asked == 0) {
+        sb_sampler_show(0);
+        return now + CALL_EVERY_NS;
+    }
+    if (now < asked + threshold) {
+        return asked + threshold;
+    }
+    sb_sampler_show(1);
+    if (now >= called_ns + CALL_EVERY_NS) {
+        called_ns = now;
+        pid_t tid = sb_samples_are_kept() ? sb_holder_tid(interpreter) : 0;
+        if ((tid <= 0 || sb_sampler_call(tid) < 0) && !sb_sampler_active()) {
+            sb_guard_remove();
+        }
+    }
+    return called_ns + CALL_EVERY_NS;
+}
+
 static void *
 tick(void *Py_UNUSED(argument))
 {
     pthread_mutex_lock(&lock);
-    while (!stopping) {
-        uint64_t now = sb_now_ns(), next = now + ASK_IDLE_NS;
+    for (;;) {
+        /* First, and not behind the lock: it may wait for a handler. */
+        pthread_mutex_unlock(&lock);
+        uint64_t next = attend_gil(sb_now_ns());
+        pthread_mutex_lock(&lock);
+        if (stopping) {
+            break;
+        }
+        uint64_t now = sb_now_ns();
         int is_late = 0;
         for (int i = 0; i < SB_HEARTS_MAX; i++) {
             if (pulses[i].owner != NULL && !pulses[i].is_resting) {
@@ -359,6 +398,8 @@ tick(void *Py_UNUSED(argument))
             is_asked = 1;
             atomic_store(&asked_ns, now);
             pthread_cond_signal(&to_watcher);
+            next = now + atomic_load(&threshold_ns) < next ? now + atomic_load(&threshold_ns)
+                                                           : next;
         }
         else if (look_at_ns != 0 && look_at_ns < next) {
             next = look_at_ns;
@@ -403,6 +444,8 @@ watch_start(PyObject *Py_UNUSED(module), PyObject *argument)
         pthread_mutex_unlock(&lock);
         Py_RETURN_NONE;
     }
+    interpreter = PyInterpreterState_Get();
+    called_ns = 0;
     make_conditions();
     stopping = is_asked = 0;
     look_at_ns = 0;
