@@ -160,3 +160,39 @@ def test_a_file_cut_short_ends_the_leaving_not_the_process(kept: Path) -> None:
     watcher.join()
 
     assert not _native.samples_are_kept()
+
+
+FOREIGN = """
+import ctypes, os, signal, subprocess, sys, threading
+from stroboscope._core import _native
+from stroboscope.formats.samples import parse
+
+heard = []
+signal.signal(signal.SIGPROF, lambda *_: heard.append(1))
+file = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT, 0o600)
+_native.samples_open(file)
+_native.watch_start(50_000_000)
+def wait():
+    while _native.watch_wait(0.1):
+        pass
+threading.Thread(target=wait).start()
+child = subprocess.Popen(["sleep", "0.6"], stdout=subprocess.PIPE)
+ctypes.PyDLL(None).read(child.stdout.fileno(), ctypes.create_string_buffer(8), 8)
+child.wait()
+_native.watch_stop()
+left = parse(os.pread(file, 1 << 20, 0))
+print(len(left), len(heard), _native.info()["sigprof"])
+"""
+
+
+def test_somebody_elses_sigprof_is_left_alone(tmp_path: Path) -> None:
+    """No signal is sent where the handler is not ours: nothing is left, and the
+    owner hears nothing."""
+    done = subprocess.run(
+        [sys.executable, "-c", FOREIGN, str(tmp_path / "1.samples")],
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+
+    assert done.stdout.split() == ["0", "0", "-1"], done.stderr

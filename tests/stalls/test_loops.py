@@ -254,3 +254,22 @@ def test_a_threshold_of_nothing_watches_nothing_until_it_is_raised() -> None:
 
     with watching() as watch:
         assert asyncio.run(main(watch)) == (0, 1)
+
+
+def test_a_loop_may_be_named_before_the_watch_begins() -> None:
+    """As `stroboscope.watch_loop` does, from any thread; it is watched from then on."""
+    watch = Watch()
+
+    async def main() -> list[Stall]:
+        watch.add_loop(asyncio.get_running_loop())
+        watch.begin(100, 0)
+        await asyncio.sleep(0.05)
+        await request("/blocks", lambda: stall(STALL_S))
+        return await over(watch)
+
+    try:
+        found = asyncio.run(main())
+    finally:
+        watch.stop()
+
+    assert len([one for one in found if one.cause == "code"]) == 1

@@ -11,12 +11,11 @@
 
 #include <Python.h>
 
-/* Event loops of a process that can be watched at once. */
-#define SB_HEARTS_MAX 32
-
-/* Add Heart and the calls of the watcher to the module. 0, or -1 with an exception. */
+/* Add Heart, look and the calls of the watcher to the module. 0, or -1 with an exception. */
 int sb_watch_init(PyObject *module);
 /* The child of a fork has neither thread nor loop of its parent's. */
 void sb_watch_after_fork(void);
+/* Have the ticker look again at once. With the GIL. */
+void sb_watch_hurry(void);
 
 #endif
