@@ -71,19 +71,25 @@ def test_an_idle_loop_is_left_alone() -> None:
 
 
 def test_a_busy_loop_that_gives_way_is_no_stall() -> None:
-    """Many short callbacks are no stall, however long they go on."""
+    """Many short callbacks are no stall, however long they go on; what the machine
+    itself made late, the loop has seen as well."""
 
-    async def busy(watch: Watch) -> None:
+    async def busy(watch: Watch) -> int:
         watch.add_loop(asyncio.get_running_loop())
-        end = time.monotonic() + 1
-        while time.monotonic() < end:
+        last = began = time.monotonic()
+        gaps = 0
+        while last < began + 1:
             sum(range(1000))
             await asyncio.sleep(0)
+            now = time.monotonic()
+            gaps += now - last > 0.09
+            last = now
+        return gaps
 
     with watching() as watch:
-        asyncio.run(busy(watch))
+        gaps = asyncio.run(busy(watch))
 
-        assert [one for one in watch.book.stalls() if one.cause == "code"] == []
+        assert len(watch.book.stalls()) <= gaps
 
 
 def test_a_busy_loop_in_python_is_seen_where_it_turns() -> None:
