@@ -276,10 +276,6 @@ sb_gil_memory(size_t *size)
 #endif
 }
 
-#ifdef SB_COMPAT_GIL /* these headers declare names that others use for their own */
-#include "internal/pycore_interp.h"
-#include "internal/pycore_runtime.h"
-
 /* Who holds the GIL, or NULL. Without the GIL: a state that may be gone by now. */
 SB_READS_STALE static inline PyThreadState *
 sb_gil_holder(PyInterpreterState *interpreter)
@@ -298,6 +294,5 @@ sb_gil_holder(PyInterpreterState *interpreter)
                : NULL;
 #endif
 }
-#endif
 
 #endif

@@ -1,4 +1,3 @@
-#define SB_COMPAT_GIL
 #include "compat.h"
 
 #include "holder.h"

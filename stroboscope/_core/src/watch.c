@@ -1,4 +1,6 @@
 #define _GNU_SOURCE
+#include "compat.h"
+
 #include "watch.h"
 
 #include <time.h>
