@@ -17,6 +17,14 @@ PACKAGES = (
 )
 
 
+SMALL = (
+    "empty call",
+    "OpenTelemetry no-op span",
+    "OpenTelemetry recording span",
+    "viztracer log_event",
+)
+
+
 def run(module, *arguments):
     """A measurement in a process of its own; None where it could not run."""
     print("...", module, *arguments, file=sys.stderr, flush=True)
@@ -60,6 +68,7 @@ def measure(seconds):
         "at rest": run("at_rest"),
         "handler": run("handler"),
         "pause": run("pause"),
+        "trace": {what: run("trace", what) for what in ("small", "ours", "otel", "capture")},
     }
 
 
@@ -97,6 +106,16 @@ def table(raw):
             "<= 5 ms",
             f"{pause['encoding, median ms']} ms; at rest {pause['at rest, median ms']}",
         ),
+    ]
+    trace, small = raw["trace"], raw["trace"]["small"]
+    rows += [
+        ("region at rest", "<= 100 ns", f"{small['region at rest']} ns"),
+        ("region recorded", "<= 300 ns", f"{small['region recorded']} ns"),
+        *((name, "", f"{small[name]} ns") for name in SMALL if name in small),
+        ("CPU a request, recorder, 10 regions", "<= 1.01", f"{trace['ours']['ratio']}"),
+        ("OpenTelemetry's SDK, the same 10 spans", "", f"{trace['otel']['ratio']}"),
+        ("CPU a request in a capture", "<= 1.15", f"{trace['capture']['ratio']}"),
+        ("bytes of that capture", "<= 50 MB", f"{trace['capture']['bytes']}"),
     ]
     lines = ["| measure | target | stroboscope | ddtrace | pyroscope-io |", "|---" * 5 + "|"]
     lines += [f"| {' | '.join((*row, *[''] * (5 - len(row))))} |" for row in rows]

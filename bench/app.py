@@ -1,5 +1,6 @@
 """The served application of `bench.requests`: some CPU, a label, a profiler if told."""
 
+import contextlib
 import hashlib
 import os
 
@@ -31,6 +32,30 @@ def work():
     return {"digest": digest.hex(), "rows": [{"id": i, "name": str(i)} for i in range(200)]}
 
 
+def in_parts(part):
+    """The same work in ten parts, each within what `part` gives."""
+    digest = b"x"
+    for step in range(10):
+        with part(f"part {step}"):
+            for i in range(40):
+                digest = hashlib.sha256(digest + str(i).encode()).digest()
+    return {"digest": digest.hex(), "rows": [{"id": i, "name": str(i)} for i in range(200)]}
+
+
+def otel_spans():
+    """OpenTelemetry's SDK as it is usually set up; what it exports goes nowhere."""
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+
+    class Nowhere(SpanExporter):
+        def export(self, spans):
+            return SpanExportResult.SUCCESS
+
+    provider = TracerProvider()
+    provider.add_span_processor(BatchSpanProcessor(Nowhere()))
+    return provider.get_tracer("bench").start_as_current_span
+
+
 def fastapi():
     from fastapi import FastAPI
 
@@ -39,6 +64,17 @@ def fastapi():
     @app.get("/work/{item}")
     async def endpoint(item: int):
         return work()
+
+    if PEER == "none":
+        part = contextlib.nullcontext
+    elif PEER == "otel":
+        part = otel_spans()
+    else:
+        from stroboscope import region as part
+
+    @app.get("/regions/{item}")
+    async def regions(item: int):
+        return in_parts(part)
 
     if not PEER:
         from stroboscope.integrations.fastapi import install

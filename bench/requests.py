@@ -79,13 +79,13 @@ def cpu_ns(pid):
     return total
 
 
-def requests(port):
+def requests(port, path="/work/1"):
     """Send the round's requests over a few kept connections."""
 
     def client():
         connection = http.client.HTTPConnection("127.0.0.1", port)
         for _ in range(REQUESTS // CLIENTS):
-            connection.request("GET", "/work/1")
+            connection.request("GET", path)
             connection.getresponse().read()
         connection.close()
 

@@ -23,11 +23,16 @@ import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterator
 
+from stroboscope import log, region, task
 from stroboscope._core import LABELS, Capture, LabelCell, _native, engine
 from stroboscope._core.contention import contention
+from stroboscope.errors import EngineUnavailable
+from stroboscope.formats import perfetto
 from stroboscope.formats.profile import Profile
+from stroboscope.formats.timeline import Timeline
 from stroboscope.labels import TABLE, label_set
 from stroboscope.profiles import heap
+from stroboscope.tracing import recorder
 
 VARIABLES = [contextvars.ContextVar[int](f"v{i}") for i in range(200)]
 
@@ -214,11 +219,63 @@ def locks_are_fought_over() -> None:
     asyncio.run(main())
 
 
+def traced(label: str) -> None:
+    with task(label), region(label):
+        log("hammer", "%s %d", label, random.randrange(9))
+        BURN[label](50)
+        with contextlib.suppress(KeyError), region("fails"):
+            raise KeyError(label)
+
+
+def requests_are_traced() -> None:
+    async def request(label: str) -> None:
+        with task(label):
+            await asyncio.gather(
+                asyncio.to_thread(traced, label), asyncio.sleep(0), later(label)
+            )
+
+    async def later(label: str) -> None:
+        async with region(label):
+            await asyncio.sleep(0)
+
+    async def main() -> None:
+        await asyncio.gather(*(request(name) for name in "abab"))
+
+    def steps(label: str) -> Iterator[None]:
+        with region(label):
+            yield
+
+    kept = [steps(name) for name in "ab"]
+    for generator in kept:
+        next(generator)
+    asyncio.run(main())
+    kept.pop()
+    random.shuffle(kept)
+
+
+def recorder_comes_and_goes() -> None:
+    with contextlib.suppress(EngineUnavailable, RuntimeError):
+        chance = random.random()
+        if chance < 0.2:
+            recorder.close()
+        recorder.configure("hammer", random.choice((32 << 10, 1 << 20)))
+        recorder.set_flight(chance < 0.9)
+        if chance > 0.6:
+            taken = recorder.capture(0.05, lambda: random.random() < 0.3)
+            perfetto.encode(Timeline.read(taken.block))
+        block = recorder.snapshot()
+        if block is not None:
+            perfetto.encode(Timeline.read(block))
+
+
 WORK = (
     locks_are_fought_over,
     memory_comes_and_goes,
     memory_comes_and_goes,
     heap_switches,
+    requests_are_traced,
+    requests_are_traced,
+    recorder_comes_and_goes,
     signals_from_others,
     modules_reload,
     coroutines_are_dropped,

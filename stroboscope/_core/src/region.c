@@ -9,6 +9,7 @@ typedef struct {
     uint64_t task;
     uint64_t outer_begin_ns; /* of the region that its task was in before */
     uint32_t outer_region;
+    uint32_t name;
     uint32_t pair;       /* ties the end to the begin */
     uint32_t generation; /* it was recorded in; 0 for not at all */
     uint32_t lane;
@@ -43,26 +44,27 @@ record_begin(region *self, entry *made, PyThreadState *tstate)
     if (is_declined || !sb_trace.wanted) {
         return;
     }
-    uint32_t name = sb_trace_name(self->name, 0);
+    made->name = sb_trace_name(self->name, 0);
     uint64_t now_ns = sb_trace_now_ns();
     made->task = task ? task->serial : 0;
     made->slot = task ? task->slot : -1;
     made->generation = sb_trace.generation;
     made->pair = sb_trace_pair();
-    sb_trace_put(now_ns, SB_REGION_BEGIN, made->task, name, made->pair, made->lane);
+    sb_trace_put(now_ns, SB_REGION_BEGIN, made->task, made->name, made->pair,
+                 made->lane);
     sb_task_row *row = sb_trace_row(made->task, made->slot);
     if (row != NULL) {
         made->outer_region = row->region;
         made->outer_begin_ns = row->region_begin_ns;
         row->lane = made->lane;
         row->region_begin_ns = now_ns;
-        row->region = name;
+        row->region = made->name;
     }
 }
 
 /* End an entry that was recorded; `failure` is the exception's type, or NULL. */
 static void
-record_end(region *self, const entry *made, PyObject *failure)
+record_end(const entry *made, PyObject *failure)
 {
     if (made->generation != sb_trace.generation || !sb_trace.wanted) {
         return;
@@ -75,7 +77,7 @@ record_end(region *self, const entry *made, PyObject *failure)
                      made->lane);
     }
     sb_trace_put(now_ns, failure ? SB_REGION_FAILED : SB_REGION_END, made->task,
-                 sb_trace_name(self->name, 0), made->pair, made->lane);
+                 made->name, made->pair, made->lane);
     sb_task_row *row = sb_trace_row(made->task, made->slot);
     if (row != NULL) {
         row->region = made->outer_region;
@@ -159,7 +161,7 @@ leave(region *self, PyObject *failure)
 {
     entry taken;
     if (take_entry(self, &taken) && taken.generation) {
-        record_end(self, &taken, failure);
+        record_end(&taken, failure);
     }
 }
 
