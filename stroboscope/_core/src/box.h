@@ -168,5 +168,7 @@ void sb_box_put_stack(sb_box *box, uint32_t row, uint64_t time_ns, const char *t
 int sb_stack_is_whole(const sb_stack_row *row);
 /* Bytes of `text`, at most `limit`, that end no character in its middle. */
 size_t sb_utf8_cut(const char *text, size_t length, size_t limit);
+/* Why this is no block, or NULL: its parts lie inside it. */
+const char *sb_block_problem(const char *block, size_t bytes);
 
 #endif

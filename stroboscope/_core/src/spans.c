@@ -4,13 +4,7 @@
 #include <string.h>
 
 #include "box.h"
-
-/* From 64-bit keys to row numbers; open addressing, grown at half. */
-typedef struct {
-    uint64_t *keys; /* key + 1; 0 is free */
-    uint32_t *rows;
-    size_t mask, count;
-} map;
+#include "map.h"
 
 /* While reading. */
 typedef struct {
@@ -22,7 +16,7 @@ typedef struct {
     map threads; /* index -> row of its run that goes on */
 } reading;
 
-/* ---- rows and maps ---------------------------------------------------------------- */
+/* ---- rows ------------------------------------------------------------------------ */
 
 static void *
 add_row(reading *read, sb_rows *rows)
@@ -40,108 +34,6 @@ add_row(reading *read, sb_rows *rows)
     void *row = (char *)rows->items + rows->count++ * rows->size;
     memset(row, 0, rows->size);
     return row;
-}
-
-static size_t
-map_slot(const map *m, uint64_t key)
-{
-    uint64_t hash = (key + 1) * 0x9E3779B97F4A7C15u;
-    size_t slot = (size_t)(hash >> 20) & m->mask;
-    while (m->keys[slot] && m->keys[slot] != key + 1) {
-        slot = (slot + 1) & m->mask;
-    }
-    return slot;
-}
-
-static int
-map_grow(map *m)
-{
-    map grown = {NULL, NULL, m->keys ? m->mask * 2 + 1 : 1023, m->count};
-    grown.keys = calloc(grown.mask + 1, sizeof *grown.keys);
-    grown.rows = malloc((grown.mask + 1) * sizeof *grown.rows);
-    if (grown.keys == NULL || grown.rows == NULL) {
-        free(grown.keys);
-        free(grown.rows);
-        return -1;
-    }
-    for (size_t i = 0; m->keys && i <= m->mask; i++) {
-        if (m->keys[i]) {
-            size_t slot = map_slot(&grown, m->keys[i] - 1);
-            grown.keys[slot] = m->keys[i];
-            grown.rows[slot] = m->rows[i];
-        }
-    }
-    free(m->keys);
-    free(m->rows);
-    *m = grown;
-    return 0;
-}
-
-static int64_t
-map_get(const map *m, uint64_t key)
-{
-    if (m->keys == NULL) {
-        return -1;
-    }
-    size_t slot = map_slot(m, key);
-    return m->keys[slot] ? (int64_t)m->rows[slot] : -1;
-}
-
-static int
-map_set(map *m, uint64_t key, size_t row)
-{
-    if ((m->keys == NULL || m->count * 2 > m->mask) && map_grow(m) < 0) {
-        return -1;
-    }
-    size_t slot = map_slot(m, key);
-    m->count += m->keys[slot] == 0;
-    m->keys[slot] = key + 1;
-    m->rows[slot] = (uint32_t)row;
-    return 0;
-}
-
-static void
-map_free(map *m)
-{
-    free(m->keys);
-    free(m->rows);
-}
-
-/* ---- checking --------------------------------------------------------------------- */
-
-static int
-is_inside(uint64_t at, uint64_t count, uint64_t size, uint64_t bytes)
-{
-    return at % 8 == 0 && at >= sizeof(sb_box) && at <= bytes &&
-           count <= (bytes - at) / size;
-}
-
-const char *
-sb_block_problem(const char *block, size_t bytes)
-{
-    const sb_box *box = (const sb_box *)(const void *)block;
-    if (bytes < sizeof(sb_box)) {
-        return "it is shorter than a header";
-    }
-    if (box->magic != SB_BOX_MAGIC) {
-        return "it is no recording";
-    }
-    if (box->version != SB_BOX_VERSION) {
-        return "it is of another version";
-    }
-    if (box->bytes > bytes) {
-        return "it is cut off";
-    }
-    int fits = is_inside(box->names_at, box->names_bytes, 1, bytes) &&
-               is_inside(box->threads_at, box->threads_count, sizeof(sb_thread_row),
-                         bytes) &&
-               is_inside(box->tasks_at, box->tasks_count, sizeof(sb_task_row), bytes) &&
-               is_inside(box->stacks_at, box->stacks_count, sizeof(sb_stack_row),
-                         bytes) &&
-               is_inside(box->texts_at, box->texts_bytes, 1, bytes) &&
-               is_inside(box->events_at, box->events_count, sizeof(sb_event), bytes) &&
-               box->names_used <= box->names_bytes;
-    return fits ? NULL : "its header contradicts itself";
 }
 
 /* ---- tasks ------------------------------------------------------------------------ */

@@ -67,8 +67,6 @@ typedef struct {
     int no_memory;
 } sb_timeline;
 
-/* Why this is no block, or NULL: its parts lie inside it. */
-const char *sb_block_problem(const char *block, size_t bytes);
 /* Read a block. On failure `problem` says why, or `no_memory`; free it in any case. */
 void sb_timeline_read(sb_timeline *timeline, const char *block, size_t bytes);
 void sb_timeline_free(sb_timeline *timeline);

@@ -369,7 +369,7 @@ sb_trace_init(PyObject *module)
         forget_box();
     }
     return PyModule_AddFunctions(module, methods) < 0 || sb_copy_init(module) < 0 ||
-                   sb_region_init(module) < 0
+                   sb_region_init(module) < 0 || sb_log_init(module) < 0
                ? -1
                : 0;
 }

@@ -1,5 +1,6 @@
 /* The recorder: what is recorded, where it goes, and the tasks, names and threads that
- * events refer to. Regions and logs are in region.c.
+ * events refer to. Tasks are in task.c, regions and logs in region.c
+ * and log.c.
  *
  * Everything here holds the GIL.
  */
@@ -84,8 +85,12 @@ PyObject *sb_task_label(PyObject *cell, PyObject *label);
 void sb_task_gone(sb_cell *cell);
 /* All rows of tasks are free: another box. */
 void sb_tasks_forget(void);
-/* The types and functions of region.c. */
+/* Whether `link` tells a trace id: ASGI headers, a traceparent, or 24 bytes of both ids;
+ * then the cell has them: link.c. */
+int sb_link_read(sb_cell *cell, PyObject *link);
+/* What region.c and log.c add to the module. */
 int sb_region_init(PyObject *module);
+int sb_log_init(PyObject *module);
 PyObject *sb_task_trace_id(PyObject *cell, void *closure);
 PyObject *sb_task_span_id(PyObject *cell, void *closure);
 PyObject *sb_task_serial(PyObject *cell, void *closure);
