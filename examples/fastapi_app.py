@@ -3,7 +3,6 @@
 import asyncio
 import hashlib
 import threading
-import time
 
 from fastapi import FastAPI
 
@@ -41,9 +40,6 @@ async def fetch_basket(item: int) -> int:
     return item
 
 
-KEPT = {}
-
-
 @app.get("/checkout/{item}")
 async def checkout(item: int):
     return {"total": price_basket(await fetch_basket(item))}
@@ -66,9 +62,6 @@ printer = threading.Lock()
 @app.get("/render/{page}")
 def render(page: str):
     with stroboscope.region("cache"):
-        drawn = KEPT.get(page) if time.monotonic() % 1 < 0.5 else None
-        stroboscope.log("cache", "%s page=%s", "hit" if drawn else "miss", page)
-    if drawn is None:
-        with printer, stroboscope.region("render"):
-            drawn = KEPT[page] = draw_page(page)
-    return {"page": drawn}
+        stroboscope.log("cache", "miss key-class=%s", "page")
+    with printer, stroboscope.region("render"):
+        return {"page": draw_page(page)}
