@@ -66,6 +66,7 @@ def measure(seconds):
         "accuracy": accuracy,
         "requests": requests,
         "at rest": run("at_rest"),
+        "workers": run("workers"),
         "handler": run("handler"),
         "pause": run("pause"),
         "trace": {what: run("trace", what) for what in ("small", "ours", "otel", "capture")},

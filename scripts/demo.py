@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.request
@@ -99,7 +100,27 @@ def show_contention(base, token, env):
     file = OUT.with_name("mutex.pb.gz")
     file.write_bytes(answer.read())
     print(f"$ stroboscope top --by endpoint {file.name}   # delay caused by holders")
-    print(tool("top", "--by", "endpoint", str(file), env=env))
+    try:
+        print(tool("top", "--by", "endpoint", str(file), env=env))
+    except subprocess.CalledProcessError:  # exit code 1: nothing in it
+        print("  no request waited for another in these seconds")
+
+
+def show_workers(base, token):
+    """Who answers: all of them, whichever is asked."""
+    url = f"{base}/debug/workers"
+    print(f"\n$ curl -H 'Authorization: Bearer $TOKEN' '{url}'")
+    headers = {"Authorization": f"Bearer {token}"}
+    for _ in range(100):
+        request = urllib.request.Request(url, headers=headers)
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            share, found = answer.headers["X-Stroboscope-Workers"], json.load(answer)
+        if share == "2/2":
+            break
+        time.sleep(0.1)
+    print(f"X-Stroboscope-Workers: {share}")
+    for worker in found["workers"]:
+        print(f"  {worker['pid']} {worker['server']}, lag {worker['lag_ms']} ms")
 
 
 def catch_a_stall(base, token):
@@ -121,6 +142,7 @@ def show(env):
         ["--tagfocus", "endpoint=/checkout/{item}", "--tagfocus", "tenant=acme", "-n", "8"],
         ["--by", "endpoint"],
         ["--by", "tenant"],
+        ["--by", "pid"],
     ):
         print(f"\n$ stroboscope top {' '.join(arguments)} {OUT.name}")
         print(tool("top", *arguments, str(OUT), env=env))
@@ -143,6 +165,7 @@ def main():
         port = probe.getsockname()[1]
     base = f"http://127.0.0.1:{port}"
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    env["STROBOSCOPE_RUNDIR"] = tempfile.mkdtemp(prefix="strobe-demo-")
     env["STROBOSCOPE_KEYS"] = tool("key", env=env)
     env["STROBOSCOPE_HEAP_RATE_BYTES"] = "65536"
     print("Starting examples/fastapi_app.py under uvicorn with 2 workers ...")
@@ -160,7 +183,8 @@ def main():
         wait_for(base)
         for thread in threads:
             thread.start()
-        token = tool("token", "--service", "shop", "--ttl", "15m", env=env)
+        token = tool("token", "--service", "shop", "--scope", "profile,metrics", "--ttl", "15m", env=env)
+        show_workers(base, token)
         fetch(base, token)
         catch_a_stall(base, token)
         heap(base, token, env)
@@ -174,8 +198,9 @@ def main():
                 thread.join()
         server.terminate()
         server.wait(20)
+        shutil.rmtree(env["STROBOSCOPE_RUNDIR"], ignore_errors=True)
     show(env)
-    print(f"\nThe profile of one worker is in {OUT.name}. Go on with:")
+    print(f"\nThe profile of both workers is in {OUT.name}. Go on with:")
     print(f"  .venv/bin/stroboscope top --by latency {OUT.name}")
     print(f"  go tool pprof -http=127.0.0.1:8081 {OUT.name}")
 
