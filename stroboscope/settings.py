@@ -31,6 +31,7 @@ RECORDER_BYTES_MIN, RECORDER_BYTES_MAX = 32 << 10, 512 << 20
 _PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 #: Before a key it gives a key; see `labels.sets`.
 _LABEL_PREFIX = re.compile(r"([A-Za-z_][A-Za-z0-9_.]{0,63})?")
+_URL = re.compile(r"https?://[!-~]{1,512}")
 _SERVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
@@ -102,6 +103,12 @@ class Settings:
     flight_recorder: bool = True
     #: Bytes of the ring they are kept in, 32 an event.
     recorder_bytes: int = RECORDER_BYTES
+    #: Where a trace is shown, such as `https://jaeger.example/trace/{trace_id}`; may
+    #: hold `{span_id}`, too.
+    trace_url: str = ""
+    #: Where browsers find the service, such as `https://shop.example`: before the links
+    #: that spans carry.
+    public_url: str = ""
     #: Captures that may share the sampler at once.
     windows: int = WINDOWS_CAP
     #: Distinct label sets alive at once in this process; beyond it `(overflow)`.
@@ -186,6 +193,21 @@ class Settings:
             "recorder_bytes",
             self.recorder_bytes,
             f"{RECORDER_BYTES_MIN} to {RECORDER_BYTES_MAX}",
+        )
+        _require(
+            not self.trace_url
+            or (
+                bool(_URL.fullmatch(self.trace_url)) and "{trace_id}" in self.trace_url
+            ),
+            "trace_url",
+            self.trace_url,
+            "http:// or https:// and {trace_id}",
+        )
+        _require(
+            not self.public_url or _URL.fullmatch(self.public_url) is not None,
+            "public_url",
+            self.public_url,
+            "http:// or https:// and a host",
         )
         _require(1 <= self.windows <= 16, "windows", self.windows, "1 to 16")
         _require(
@@ -312,4 +334,6 @@ VARIABLES: dict[str, Callable[[str], object]] = {
     "hash_tenants": _flag,
     "latency_buckets": _seconds,
     "label_prefix": str,
+    "trace_url": str,
+    "public_url": str,
 }

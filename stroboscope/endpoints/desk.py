@@ -39,6 +39,7 @@ from stroboscope.settings import Settings
 from stroboscope.stalls import WATCH
 from stroboscope.tracing import recorder
 from stroboscope.tracing.captures import Facts, record
+from stroboscope.tracing.kept import KEPT
 from stroboscope.workers.folder import OFF, Folder, default_base
 from stroboscope.workers.leaving import Leaving, left_by
 from stroboscope.workers.members import Members
@@ -216,6 +217,7 @@ class Desk:
         self.openings.after_fork()
         self.snapshots.after_fork()
         self.ages = Ages()
+        KEPT.clear()
         self._watches = False
         self._loops = WeakSet()
 

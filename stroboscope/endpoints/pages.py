@@ -92,11 +92,11 @@ def index(call: Call) -> Response:
         "stroboscope",
         f"<p>service {escape(desk.settings.service)}</p>",
         "<h2>Now</h2>",
-        _table((), [(escape(a), escape(b)) for a, b in now]),
+        table((), [(escape(a), escape(b)) for a, b in now]),
         "<h2>Endpoints</h2>",
-        _table(("path", "method", "scope", "what"), endpoints),
+        table(("path", "method", "scope", "what"), endpoints),
         "<h2>Settings</h2>",
-        _table(("name", "value", "until", "what"), switched),
+        table(("name", "value", "until", "what"), switched),
         "<h2>Captures</h2>",
         captures_table(desk.captures.seen_by(call.grant.scopes), call.mount),
     )
@@ -116,8 +116,8 @@ def pprof_index(call: Call) -> Response:
         for r in ROUTES
         if r.paths[0].startswith("/pprof/") and r.paths[0] != "/pprof/"
     ]
-    table = _table((), rows)
-    return page(f"{mount}/pprof/", "<p>Types of profiles available:</p>", table)
+    said = "<p>Types of profiles available:</p>"
+    return page(f"{mount}/pprof/", said, table((), rows))
 
 
 def openapi(call: Call) -> Response:
@@ -219,7 +219,7 @@ def captures_table(captures: Iterable[Capture], mount: str) -> str:
         )
         for one in captures
     ]
-    return _table(heads, rows) if rows else "<p>none</p>"
+    return table(heads, rows) if rows else "<p>none</p>"
 
 
 def _asked(one: Capture) -> str:
@@ -227,7 +227,7 @@ def _asked(one: Capture) -> str:
     return one.endpoint + (f"?{query}" if query else "")
 
 
-def _table(heads: Iterable[str], rows: Iterable[tuple[str, ...]]) -> str:
+def table(heads: Iterable[str], rows: Iterable[tuple[str, ...]]) -> str:
     """Cells are HTML already."""
     head = "".join(f"<th>{escape(one)}</th>" for one in heads)
     body = "".join(

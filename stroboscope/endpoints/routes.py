@@ -12,6 +12,7 @@ from stroboscope.endpoints import (
     slicing,
     stalls,
     state,
+    tasks,
     traces,
     workers,
 )
@@ -107,6 +108,21 @@ ROUTES = (
         _TRACE,
     ),
     _get("/pprof/trace", "trace", traces.trace, "The same, at Go's URL.", _TRACE),
+    _get(
+        "/tasks",
+        "trace",
+        tasks.show_tasks,
+        "Requests and tasks: how long, and where it went.",
+        {"seconds": "with CPU and waiting, of so many seconds from now"},
+        joined=tasks.seconds_of,
+    ),
+    _get(
+        "/tasks/{id}",
+        "trace",
+        tasks.show_task,
+        "The timeline of one, by trace id, span id or number.",
+        {"format": "perfetto, or json for Chrome's form; a page or JSON without"},
+    ),
     _get(
         "/pprof/cmdline", "profile", profiles.cmdline, "The program's name, if shown."
     ),

@@ -31,9 +31,31 @@ Fact = tuple[str, str | int]
 def encode(timeline: Timeline, facts: Iterable[Fact] = ()) -> bytes:
     """The whole trace. `facts` stand on its first slice, as they are called.
 
-    Two such files of different processes, put one behind the other, are one trace.
+    Two such files of different processes, put one behind the other by `taken_ns`, are
+    one trace.
     """
     return b"".join(packets(timeline, facts))
+
+
+def taken_ns(trace: bytes) -> int:
+    """When the clocks of a trace of ours were read, since boot.
+
+    Perfetto takes no clocks that go back: files that are joined have to be in this order.
+    """
+    # The first packet begins with its length, the process and then the time.
+    length_end, _ = _number(trace, 1)
+    process_end, _ = _number(trace, length_end + 1)
+    return _number(trace, process_end + 1)[1]
+
+
+def _number(data: bytes, at: int) -> tuple[int, int]:
+    """A varint's end and its value."""
+    value = shift = 0
+    while True:
+        value |= (data[at] & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if data[at - 1] < 0x80:
+            return at, value
 
 
 def packets(timeline: Timeline, facts: Iterable[Fact] = ()) -> Iterator[bytes]:

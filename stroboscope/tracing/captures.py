@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from stroboscope.formats import chrome, perfetto
 from stroboscope.formats.timeline import Timeline
+from stroboscope.tracing.kept import KEPT
 from stroboscope.tracing.recorder import recorder
 
 Facts = Sequence[tuple[str, str | int]]
@@ -31,7 +32,9 @@ def record(
     cpu_us = (time.thread_time_ns() - before_ns) // 1000
     said = (*facts, ("seconds", f"{seconds:g}"), ("ended", taken.ended))
     said = (*said, ("own_cpu_us", cpu_us))
-    return encode(Timeline.read(taken.block), form, said, breathe)
+    timeline = Timeline.read(taken.block)
+    KEPT.keep(timeline)
+    return encode(timeline, form, said, breathe)
 
 
 def encode(

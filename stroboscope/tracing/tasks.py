@@ -56,7 +56,8 @@ class task:
         elif self._cells:
             cell = self._cells.pop()
         if cell is not None:
-            cell.end_task(None, 0)
+            # As a program's exit code: see `statistics.RAISED`.
+            cell.end_task(None, int(isinstance(error, Exception)))
             cell.publish()
 
     async def __aenter__(self) -> None:

@@ -1,0 +1,340 @@
+"""The task view: types, the living, and one request's timeline by any of its ids."""
+
+import asyncio
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from asking import BASE, SETTINGS, Ask, ask_asgi, ask_wsgi, bearer, token
+from fastapi import FastAPI
+from perfetto_sql import Processor
+from workers import workers
+
+import stroboscope as strobe
+from stroboscope.formats.timeline import Timeline
+from stroboscope.integrations import fastapi as our_fastapi
+from stroboscope.tracing import Recorder, recorder
+from stroboscope.tracing.kept import CAP, KEPT, Wanted
+
+TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+PARENT = {"traceparent": f"00-{TRACE}-{SPAN}-01"}
+TEMPLATE = "https://jaeger.example/trace/{trace_id}?span={span_id}"
+LINK = f"https://jaeger.example/trace/{TRACE}?span={SPAN}"
+PAGE = {"Accept": "text/html"}
+
+
+@pytest.fixture
+def app(flight: Recorder) -> FastAPI:
+    made = FastAPI()
+    our_fastapi.install(made, replace(SETTINGS, trace_url=TEMPLATE))
+
+    @made.get("/item/{item}")
+    async def item(item: int) -> dict[str, int]:
+        with strobe.region("db.fetch"):
+            await asyncio.sleep(0.002)
+        strobe.log("cache", "miss <%s>", "b")
+        if item == 0:
+            raise ZeroDivisionError
+        return {"item": item}
+
+    @made.get("/stuck")
+    async def stuck() -> None:
+        with strobe.region("<llm>.call"):
+            await asyncio.sleep(30)
+
+    @made.get("/burn")
+    def burn() -> int:
+        return sum(range(3_000_000))
+
+    return made
+
+
+def asked(app: FastAPI, *paths: str, **headers: str) -> list[httpx.Response]:
+    """The answers, one after the other, while a request is stuck."""
+
+    async def run() -> list[httpx.Response]:
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(
+            transport=transport,
+            base_url=BASE,
+            headers=bearer(token("trace")) | headers,
+        ) as client:
+            stuck = asyncio.create_task(client.get("/stuck"))
+            await asyncio.sleep(0.01)
+            found = [
+                await client.get(
+                    path, headers=PARENT if path.startswith("/item") else None
+                )
+                for path in paths
+            ]
+            stuck.cancel()
+            return found
+
+    return asyncio.run(run())
+
+
+def types(answer: httpx.Response) -> dict[str, Any]:
+    return {f"{one['method']} {one['name']}": one for one in answer.json()["types"]}
+
+
+def test_each_type_says_where_its_time_went(app: FastAPI) -> None:
+    """Count, errors, latency, shares of regions and of none; the slowest with links."""
+    *_, answer = asked(app, "/item/1", "/item/2", "/item/0", "/debug/tasks")
+
+    found = types(answer)["GET http:/item/{item}"]
+    assert (found["ended"], found["errors"]) == (3, 1)
+    assert sum(found["latency"]["counts"]) == 3
+    assert found["latency"]["p50_ms"] >= 2
+    (region,) = found["regions"]
+    assert (region["name"], region["count"]) == ("db.fetch", 3)
+    assert region["share"] + found["unaccounted"] == pytest.approx(1, abs=0.001)
+    assert {one["trace_url"] for one in found["slowest"]} == {LINK}
+    assert found["cpu_s"] is None  # nobody knows, and nobody guesses
+    assert "not known" in answer.json()["cpu"]
+
+
+def test_the_living_are_listed_with_region_and_stack(app: FastAPI) -> None:
+    """Their age, the region they are in and where they wait."""
+    (answer,) = asked(app, "/debug/tasks")
+
+    (one,) = answer.json()["live"]
+    assert one["name"] == "http:/stuck"
+    assert one["region"] == "<llm>.call"
+    assert one["age_s"] >= one["region_age_s"] > 0
+    (stack,) = one["stacks"]
+    assert stack[0].startswith("sleep ")
+    assert any(" " + __file__ + ":" in place for place in stack)
+
+
+def test_cpu_and_waiting_are_told_apart_when_cpu_is_sampled(app: FastAPI) -> None:
+    """With `seconds`: what burns has CPU, what sleeps waits."""
+
+    async def run() -> httpx.Response:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(
+            transport=transport, base_url=BASE, headers=bearer(token("trace"))
+        ) as client:
+            stuck = asyncio.create_task(client.get("/stuck"))
+            asking = asyncio.create_task(client.get("/debug/tasks?seconds=0.6"))
+            while not asking.done():
+                await client.get("/burn")
+            stuck.cancel()
+            return await asking
+
+    answer = asyncio.run(run())
+
+    found = types(answer)
+    burnt, stuck = found["GET http:/burn"], found["GET http:/stuck"]
+    # Others may use the machine meanwhile, and that is waiting, too.
+    assert burnt["cpu_s"] > 0.1
+    assert burnt["cpu_s"] + burnt["waiting_s"] == pytest.approx(
+        burnt["time_s"], abs=0.01
+    )
+    assert stuck["cpu_s"] < 0.02
+    assert stuck["waiting_s"] == pytest.approx(stuck["time_s"], rel=0.2)
+    assert answer.json()["cpu"] == "sampled for 0.6 s"
+
+
+@pytest.mark.parametrize("by", ["trace", "span", "number"])
+def test_a_request_is_found_by_each_of_its_ids(app: FastAPI, by: str) -> None:
+    """Trace id, span id and the task's own: its timeline."""
+    *_, listed = asked(app, "/item/7", "/debug/tasks")
+    number = types(listed)["GET http:/item/{item}"]["slowest"][0]["id"]
+    name = {"trace": TRACE, "span": SPAN, "number": number}[by]
+
+    (answer,) = asked(app, f"/debug/tasks/{name}")
+
+    (task,) = answer.json()["tasks"]
+    assert (task["id"], task["name"], task["status"]) == (
+        number,
+        "http:/item/{item}",
+        200,
+    )
+    assert (task["trace_id"], task["span_id"], task["trace_url"]) == (TRACE, SPAN, LINK)
+    (region,) = task["regions"]
+    assert region["name"] == "db.fetch"
+    assert region["duration_ms"] >= 2
+    (moment,) = task["moments"]
+    assert (moment["name"], moment["text"]) == ("cache", "miss <b>")
+    parts = sum(task["time_ms"].values()) + task["unaccounted_ms"]
+    assert parts == pytest.approx(task["duration_ms"], abs=0.01)
+
+
+def test_perfetto_gets_one_request_and_no_other(
+    app: FastAPI, processor: Processor
+) -> None:
+    """Its regions and its ids, in the real trace processor."""
+    *_, answer = asked(app, "/item/7", f"/debug/tasks/{TRACE}?format=perfetto")
+
+    assert "task.pftrace" in answer.headers["content-disposition"]
+    processor.load(answer.content)
+    rows = processor.query("select name from slice where name != 'about this trace'")
+    assert {row["name"] for row in rows} == {"cache", "db.fetch", "http:/item/{item}"}
+
+
+def test_chrome_gets_the_same(app: FastAPI) -> None:
+    """In its own form."""
+    *_, answer = asked(app, "/item/7", f"/debug/tasks/{TRACE}?format=json")
+
+    names = {event["name"] for event in answer.json()["traceEvents"]}
+    assert {"db.fetch", "http:/item/{item}"} <= names
+    assert "http:/stuck" not in names
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/debug/tasks/" + "0" * 31 + "1", 404),
+        ("/debug/tasks/nothing", 404),
+        ("/debug/tasks/0", 404),
+        ("/debug/tasks/99999999999999999999999", 404),
+        (f"/debug/tasks/{TRACE}?format=xml", 400),
+    ],
+)
+def test_what_is_not_held_is_said(app: FastAPI, path: str, status: int) -> None:
+    """Unknown ids and forms."""
+    (answer,) = asked(app, path)
+
+    assert answer.status_code == status
+    assert answer.headers["x-go-pprof"] == "1"
+
+
+def test_pages_show_it_and_run_nothing(app: FastAPI) -> None:
+    """What users name is text there; the style is the page's one."""
+    *_, listed, one = asked(
+        app, "/item/7", "/debug/tasks", f"/debug/tasks/{TRACE}", **PAGE
+    )
+
+    for page in (listed, one):
+        assert page.headers["content-type"].startswith("text/html")
+        assert "style-src 'sha256-" in page.headers["content-security-policy"]
+        assert not re.search(r"<script| style=| on\w+=", page.text)
+    assert "&lt;llm&gt;.call" in listed.text
+    assert "<llm>" not in listed.text
+    assert "miss &lt;b&gt;" in one.text
+    assert f'<a href="{LINK}">' in one.text
+
+
+def test_tasks_need_the_scope_trace(app: FastAPI) -> None:
+    """No other one opens them."""
+    found = asked(
+        app, "/debug/tasks", f"/debug/tasks/{TRACE}", **bearer(token("profile"))
+    )
+
+    assert [one.status_code for one in found] == [403, 403]
+
+
+def test_a_capture_outlasts_the_recorder(app: FastAPI) -> None:
+    """What `/debug/trace` has caught is found by id though the ring is another."""
+    KEPT.clear()
+
+    async def run() -> None:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(
+            transport=transport, base_url=BASE, headers=bearer(token("trace"))
+        ) as client:
+            asking = asyncio.create_task(client.get("/debug/trace?seconds=0.3"))
+            await asyncio.sleep(0.1)
+            await client.get("/item/7", headers=PARENT)
+            assert (await asking).status_code == 200
+
+    asyncio.run(run())
+    recorder.close()
+
+    (answer,) = asked(app, f"/debug/tasks/{TRACE}")
+
+    KEPT.clear()
+    (task,) = answer.json()["tasks"]
+    assert task["labels"]["endpoint"] == "/item/{item}"
+    assert task["open"] == ""
+
+
+def test_few_captures_are_kept(flight: Recorder) -> None:
+    """The oldest goes first."""
+    KEPT.clear()
+    for number in range(CAP + 2):
+        with strobe.task(f"task-{number}"):
+            pass
+        flight.set_flight(True)
+        block = flight.snapshot()
+        assert block is not None
+        KEPT.keep(Timeline.read(block))
+        last = max(t.serial for t in Timeline.read(block).tasks())
+
+    found = list(KEPT.find(Wanted(serial=last)))
+    first = min(task.serial for task in found[0].tasks())
+    held = len(list(KEPT.find(Wanted(serial=first))))
+
+    KEPT.clear()
+    assert held == CAP
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("ask", [ask_asgi, ask_wsgi])
+def test_without_a_recorder_it_says_so(ask: Ask) -> None:
+    """Nothing is made up."""
+    answer = ask(
+        "/debug/tasks",
+        bearer(token("trace")),
+        settings=replace(SETTINGS, flight_recorder=False),
+    )
+
+    told = json.loads(answer.body)
+    assert (told["recorder"], told["types"], told["live"]) == (None, [], [])
+
+
+_WORK = """
+import stroboscope as strobe
+from stroboscope._core import LABELS, LabelCell
+def request(trace, region):
+    cell = LabelCell()
+    link = bytes.fromhex(trace) + b"12345678"
+    cell.begin_task("GET", "http:/x", link)
+    LABELS.set(cell)
+    with strobe.region(region):
+        pass
+    cell.end_task(None, 200)
+    LABELS.set(None)
+"""
+
+
+def test_any_worker_finds_a_request_of_any_other(
+    tmp_path: Path, processor: Processor
+) -> None:
+    """By its trace id and its number; a trace that two have worked for, in one piece."""
+    own, both = "0a" * 16, "0b" * 16
+    codes = [
+        _WORK + f"request('{own}', 'alone'); request('{both}', 'here')",
+        _WORK + f"request('{both}', 'there')",
+    ]
+    with workers(tmp_path, *codes) as (one, two):
+        elsewhere = two.ask(f"/tasks/{own}", "trace")
+        (found,) = elsewhere.json()["tasks"]
+        by_number = two.ask(f"/tasks/{found['id']}", "trace")
+        whole = one.ask(f"/tasks/{both}", "trace")
+        traced = two.ask(f"/tasks/{both}?format=perfetto", "trace")
+        listed = two.ask("/tasks", "trace")
+        page = two.ask("/tasks", "trace", headers=PAGE)
+        unknown = two.ask(f"/tasks/{one.pid}-999999", "trace")
+
+    assert elsewhere.headers["X-Stroboscope-Workers"] == "2/2"
+    assert by_number.json()["tasks"] == [found]
+    assert found["id"].startswith(f"{one.pid}-")
+    regions = {t["id"].split("-")[0]: t["regions"] for t in whole.json()["tasks"]}
+    assert regions[str(one.pid)][0]["name"] == "here"
+    assert regions[str(two.pid)][0]["name"] == "there"
+    processor.load(traced.content)
+    names = {row["name"] for row in processor.query("select name from slice")}
+    assert {"here", "there"} <= names
+    assert "alone" not in names
+    counted = {
+        pid: w["types"][0]["ended"] for pid, w in listed.json()["workers"].items()
+    }
+    assert counted == {str(one.pid): 2, str(two.pid): 1}
+    assert f"worker {one.pid}" in page.text
+    assert f"worker {two.pid}" in page.text
+    assert unknown.status_code == 404
