@@ -11,7 +11,7 @@ from collections import Counter
 from typing import Any
 
 from stroboscope._clock import duration_s
-from stroboscope._core import engine
+from stroboscope._core import engine, recording
 from stroboscope._http.messages import JSON, Response, refusal
 from stroboscope.auth.tokens import SHARE_TTL_CAP_S
 from stroboscope.endpoints import native, stalls
@@ -165,6 +165,7 @@ def metrics(call: Call) -> Response:
             "Requests or labels lost by a failure.",
             stats.failed,
         ),
+        *recorder_families(),
         one(prefix + "lease_held", "gauge", "Exclusive captures.", float(bool(held))),
         Family(prefix + "requests_total", "counter", "Requests answered.", answered),
         one(
@@ -213,6 +214,20 @@ def _in_force(call: Call) -> tuple[tuple[dict[str, str], float], ...]:
         for name, value in values
         if isinstance(value, (bool, int, float))
     )
+
+
+def recorder_families() -> list[Family]:
+    """What the recorder has taken in, and what it had to refuse."""
+    info = recording.trace_info() if recording.AVAILABLE else {}
+    name = "stroboscope_trace_"
+    refused = tuple(
+        ({"table": table}, float(info.get(f"{table}_refused", 0)))
+        for table in ("names", "tasks", "threads")
+    )
+    return [
+        one(name + "events_total", "counter", "Recorded.", info.get("events", 0)),
+        Family(name + "refused_total", "counter", "Its table was full.", refused),
+    ]
 
 
 def settings(call: Call) -> Response:

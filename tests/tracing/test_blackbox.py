@@ -57,9 +57,13 @@ def deep_in_trouble():
         how = sys.argv[2]
         if how == "segfault":
             import ctypes; ctypes.string_at(8)
-        if how == "memory":
+        if how == "processor":
             resource.setrlimit(resource.RLIMIT_CPU, (1, 1))
             while True: pass
+        if how == "memory":
+            open(sys.argv[3], "w").write(str(os.getpid()))
+            held = []
+            while True: held.append(bytearray(1 << 20))
         if how == "exit":
             return
         time.sleep(60)
@@ -67,9 +71,9 @@ deep_in_trouble()
 """
 
 
-def victim(base: Path, how: str) -> "subprocess.Popen[bytes]":
+def victim(base: Path, how: str, *more: str) -> "subprocess.Popen[bytes]":
     process = subprocess.Popen(
-        [sys.executable, "-X", "faulthandler=0", "-c", VICTIM, str(base), how],
+        [sys.executable, "-X", "faulthandler=0", "-c", VICTIM, str(base), how, *more],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -79,10 +83,34 @@ def victim(base: Path, how: str) -> "subprocess.Popen[bytes]":
     return process
 
 
-@pytest.mark.parametrize("how", ["kill", "segfault", "memory"])
+@contextlib.contextmanager
+def little_memory() -> Iterator[str]:
+    """A control group of 200 MB, by the file that takes its processes."""
+    root = Path("/sys/fs/cgroup")
+    one = (root / "memory").is_dir()
+    group = (root / "memory" if one else root) / f"stroboscope-{os.getpid()}"
+    limit = "memory.limit_in_bytes" if one else "memory.max"
+    try:
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"no control group can be made here: {error}")
+    try:
+        try:
+            (group / limit).write_text(str(200 << 20))
+        except OSError as error:
+            pytest.skip(f"control groups do not limit memory here: {error}")
+        yield str(group / "cgroup.procs")
+    finally:
+        group.rmdir()
+
+
+@pytest.mark.parametrize("how", ["kill", "segfault", "processor", "memory"])
 def test_a_killed_process_is_found_with_what_it_did(tmp_path: Path, how: str) -> None:
-    """Its tasks, regions, logs and stacks; whatever killed it; and only once."""
-    with victim(tmp_path, how) as process:
+    """Its tasks, regions, logs and stacks, whatever killed it (the kernel for its memory
+    as well); and only once."""
+    with contextlib.ExitStack() as stack:
+        more = [stack.enter_context(little_memory())] if how == "memory" else []
+        process = stack.enter_context(victim(tmp_path, how, *more))
         if how == "kill":
             time.sleep(1)
             process.kill()

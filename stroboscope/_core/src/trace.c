@@ -119,12 +119,12 @@ thread_name(void)
     if (active != NULL && PyDict_CheckExact(active) && ident != NULL) {
         thread = Py_XNewRef(PyDict_GetItemWithError(active, ident));
     }
-    PyObject *key = PyUnicode_InternFromString("_name");
-    if (thread != NULL && key != NULL) {
-        name = PyObject_GenericGetAttr(thread, key);
+    PyObject *fields = thread ? PyObject_GenericGetDict(thread, NULL) : NULL;
+    if (fields != NULL) { /* no attribute of a subclass: that would be Python code */
+        name = Py_XNewRef(PyDict_GetItemString(fields, "_name"));
     }
     uint32_t id = name && PyUnicode_Check(name) ? sb_trace_name(name, 1) : SB_NAME_NONE;
-    Py_XDECREF(key);
+    Py_XDECREF(fields);
     Py_XDECREF(name);
     Py_XDECREF(thread);
     Py_XDECREF(ident);
@@ -178,7 +178,10 @@ static sb_box *
 map_box(int file, size_t bytes)
 {
     /* Blocks for all of it now: a full disk must not become a SIGBUS later. */
-    int failed = file < 0 ? 0 : posix_fallocate(file, 0, (off_t)bytes);
+    int failed = 0;
+    Py_BEGIN_ALLOW_THREADS
+    failed = file < 0 ? 0 : posix_fallocate(file, 0, (off_t)bytes);
+    Py_END_ALLOW_THREADS
     if (failed) {
         errno = failed;
         PyErr_SetFromErrno(PyExc_OSError);
@@ -226,6 +229,11 @@ trace_open(PyObject *Py_UNUSED(module), PyObject *args)
     }
     sb_box *box = map_box(file, sb_box_bytes((size_t)events));
     if (box == NULL) {
+        return NULL;
+    }
+    if (sb_trace.box != NULL) { /* another thread was faster */
+        munmap(box, sb_box_bytes((size_t)events));
+        PyErr_SetString(PyExc_ValueError, "the recorder is open already");
         return NULL;
     }
     sb_box_format(box, (size_t)events, service);
