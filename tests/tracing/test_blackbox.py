@@ -129,7 +129,7 @@ def test_a_killed_process_is_found_with_what_it_did(tmp_path: Path, how: str) ->
     (stuck,) = [t for t in alive if line.name(t.name) == "http:/checkout"]
     (span,) = line.spans_of(stuck)
     assert span.flags & OPEN_RIGHT
-    assert stuck.end_ns - stuck.begin_ns > 1e9
+    assert stuck.end_ns - stuck.begin_ns > 0.5e9
     logs = [line.text(n) for n in line.notes() if n.kind == LOG]
     assert logs[-1].startswith("miss ")
     stacks = {text.partition(" ")[0]: text for _, text in line.stacks}

@@ -1,6 +1,7 @@
 """A capture has all that happened while it was taken, or says what it has not."""
 
 import contextvars
+import ctypes
 import os
 import threading
 import time
@@ -152,6 +153,23 @@ def test_a_capture_needs_no_flight_recorder() -> None:
     assert recording.trace_wanted() == 0
     line = Timeline.read(capture.block)
     assert [line.name(task.name) for task in line.tasks()] == ["job"]
+
+
+def test_a_fork_that_python_does_not_see_writes_nothing(flight: Recorder) -> None:
+    """As an extension may fork: the child has no ring, least of all its parent's."""
+    block = flight.snapshot()
+    assert block is not None
+    before = Timeline.read(block).events
+    libc = ctypes.PyDLL(None)
+    child = libc.fork()
+    if child == 0:
+        regions(3)
+        os._exit(0 if recording.trace_snapshot() is None else 3)
+    assert os.waitpid(child, 0)[1] == 0
+
+    block = flight.snapshot()
+    assert block is not None
+    assert Timeline.read(block).events == before
 
 
 def test_what_began_before_is_known(flight: Recorder) -> None:

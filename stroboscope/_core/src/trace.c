@@ -196,6 +196,9 @@ map_box(int file, size_t bytes)
     return block;
 }
 
+/* A parent's box, of which a forked child has a mapping: it may be a shared file. */
+static sb_box *inherited;
+
 static void
 forget_box(void)
 {
@@ -207,9 +210,10 @@ forget_box(void)
     memset((void *)thread_lives, 0, sizeof thread_lives);
     PyDict_Clear(names);
     sb_tasks_forget();
-    if (sb_trace.box != NULL) {
-        munmap(sb_trace.box, sb_trace.box->bytes);
-        sb_trace.box = NULL;
+    sb_box *gone = sb_trace.box ? sb_trace.box : inherited;
+    sb_trace.box = inherited = NULL;
+    if (gone != NULL) {
+        munmap(gone, gone->bytes);
     }
 }
 
@@ -329,10 +333,13 @@ trace_info(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
         (unsigned long long)box->threads_refused);
 }
 
-/* A fork that no hook of Python's saw, too: the block may be shared with the parent. */
+/* In every forked child, also of a fork that no hook of Python's saw: nobody writes into
+ * the parent's block. */
 static void
 child_of_fork(void)
 {
+    inherited = sb_trace.box;
+    sb_trace.box = NULL;
     sb_trace.wanted = 0;
     sb_trace.generation++;
 }
