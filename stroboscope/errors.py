@@ -10,6 +10,7 @@ StroboscopeError
 │   ├── EngineUnavailable    no sampler can run here, and why
 │   └── WindowsExhausted     every shared sampling window is taken
 ├── FolderError              the workers of a service cannot meet, and why
+├── PortTaken                another process listens at the admin port
 ├── ProfileError             data that cannot become a profile
 │   ├── ProfileFormatError   bytes that are not a profile
 │   ├── PatternError         a filter or regular expression that is refused
@@ -68,6 +69,10 @@ class WindowsExhausted(EngineError):
 
 class FolderError(StroboscopeError):
     """The run directory cannot be used, or not safely."""
+
+
+class PortTaken(StroboscopeError):
+    """Another process listens at the admin port now."""
 
 
 class ProfileError(StroboscopeError, ValueError):

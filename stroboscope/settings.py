@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from stroboscope.bind import Bind
 from stroboscope.errors import SettingsError
 
 #: Go's pprof default; the kernel's tick caps what can be had (250 Hz is common).
@@ -77,6 +78,15 @@ class Settings:
     #: others cannot write to. Empty: of this user, in XDG_RUNTIME_DIR or the temporary
     #: folder. `off`: each worker answers for itself alone.
     rundir: str = ""
+    #: A port beside the application's, that one worker has: `127.0.0.1:6060` or
+    #: `unix:PATH`. The next has it within 2 s when that worker dies.
+    admin_bind: str = ""
+    #: PEM files of the admin port's certificate and its key: then it speaks TLS.
+    admin_certificate: str = ""
+    admin_key: str = field(default="", repr=False)
+    #: Let the admin port speak plain HTTP on an address that other hosts reach, because
+    #: something before it encrypts.
+    admin_plaintext: bool = False
     #: Where the surface is mounted, no trailing slash.
     prefix: str = "/debug"
     #: Requested samples per second of CPU time and thread.
@@ -226,6 +236,7 @@ class Settings:
             self.rundir,
             "an absolute path, or off",
         )
+        self._check_admin()
         _require(
             _SERVICE.fullmatch(self.service) is not None,
             "service",
@@ -251,6 +262,29 @@ class Settings:
             "hash_tenants",
             self.hash_tenants,
             "true only with a key",
+        )
+
+    def _check_admin(self) -> None:
+        if not self.admin_bind:
+            return
+        try:
+            bind = Bind.parse(self.admin_bind)
+        except ValueError as error:
+            raise SettingsError(
+                f"admin_bind is {self.admin_bind!r:.120}; {error}"
+            ) from error
+        _require(
+            bool(self.admin_certificate) == bool(self.admin_key),
+            "admin_certificate",
+            self.admin_certificate,
+            "together with admin_key",
+        )
+        _require(
+            bind.is_loopback or bool(self.admin_certificate) or self.admin_plaintext,
+            "admin_bind",
+            self.admin_bind,
+            "this host's own addresses; others with admin_certificate and admin_key, "
+            "or with admin_plaintext where something before it encrypts",
         )
 
     @classmethod
@@ -315,6 +349,10 @@ VARIABLES: dict[str, Callable[[str], object]] = {
     "cmdline": _flag,
     "prefix": str,
     "rundir": str,
+    "admin_bind": str,
+    "admin_certificate": str,
+    "admin_key": str,
+    "admin_plaintext": _flag,
     "trace_seconds_cap": float,
     "overhead_share": float,
     "mutex_fraction": int,

@@ -1,7 +1,7 @@
-"""A worker's own door: a unix socket served by threads of ours.
+"""Doors of our own, served by threads of ours: a worker's socket, the admin port.
 
-It answers while the application's loop, its threads or its thread pool are stuck; only
-who holds the interpreter for good keeps it silent. Sockets are the interpreter's own,
+They answer while the application's loop, its threads or its thread pool are stuck; only
+who holds the interpreter for good keeps them silent. Sockets are the interpreter's own,
 which gevent does not patch. One request a connection.
 """
 
@@ -9,43 +9,73 @@ from __future__ import annotations
 
 import _socket
 import atexit
-import io
 import logging
 import os
-import time
 from collections.abc import Callable
-from http.client import responses
-from http.server import BaseHTTPRequestHandler
-from urllib.parse import unquote
+from dataclasses import dataclass
+from typing import Protocol
 
 from stroboscope._core import engine
-from stroboscope._http.messages import (
-    BODY_CAP,
-    BODY_SECONDS_CAP,
-    BodyTooLarge,
-    Request,
-    Response,
-)
-from stroboscope.errors import FolderError
-from stroboscope.workers.members import Members, peer_of
+from stroboscope._http.messages import Request, Response
+from stroboscope._http.wire import HEAD_SECONDS_CAP, Connection, read, read_body, send
+from stroboscope.errors import FolderError, PortTaken
+from stroboscope.workers.members import peer_of
 
 _log = logging.getLogger("stroboscope")
 CONNECTIONS_CAP = 32
-HEAD_CAP = 16_384
-HEAD_SECONDS_CAP = 5.0
-#: How long a reader may take for a whole answer.
-SEND_SECONDS_CAP = 60.0
 #: How often the listener looks after itself.
 TURN_S = 0.5
-#: Turns between two attempts to open what could not be opened.
-_TURNS_APART = 4
+#: Turns between two attempts to open what could not be opened: within 2 s another
+#: worker has the admin port of one that died.
+_TURNS_APART = 2
 
 #: Answers a request; gets the connection, to see its end, and the body's reader.
 Answering = Callable[[Request, _socket.socket, Callable[[], bytes]], Response]
 
 
+class Door(Protocol):
+    """Where connections come in. `name` is the place, one listener a process for each."""
+
+    @property
+    def name(self) -> str:
+        """What tells it from other doors."""
+
+    def enter(self) -> _socket.socket:
+        """The listening socket. Raises: FolderError, PortTaken."""
+
+    def is_in(self) -> bool:
+        """Whether whoever comes to the place still comes to us."""
+
+    def leave(self) -> None:
+        """Give the place up. Raises nothing."""
+
+    def after_fork(self) -> None:
+        """The child does not have it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """Who came in by what; `is_local` by a worker's own socket."""
+
+    connection: Connection
+    peer: str
+    is_local: bool = False
+
+
+#: Lets a connection in, or refuses it with None. May block; raises OSError.
+LetIn = Callable[[_socket.socket], Guest | None]
+
+
+def same_user(connection: _socket.socket) -> Guest | None:
+    """By a worker's socket come this user and root, whom no file mode keeps out."""
+    process, user = peer_of(connection)
+    if user not in (os.geteuid(), 0):
+        return None
+    return Guest(connection, f"unix:pid={process},uid={user}", is_local=True)
+
+
 class Listener:
-    """One per process and folder. `start` is safe to call often, also after a fork.
+    """One per process and door. `start` is safe to call often, also after a fork.
 
     `each` is called in every turn, about twice a second, with or without a socket; `end`
     when the process ends.
@@ -53,13 +83,15 @@ class Listener:
 
     def __init__(
         self,
-        members: Members,
+        door: Door,
         answer: Answering,
+        let_in: LetIn = same_user,
         each: Callable[[], object] = lambda: None,
         end: Callable[[], object] = lambda: None,
     ) -> None:
-        self._members = members
+        self._door = door
         self._answer = answer
+        self._let_in = let_in
         self._each = each
         self._end = end
         self._process = 0
@@ -78,7 +110,7 @@ class Listener:
         if self._process == process:
             return
         self._process = process
-        owner = _OWNERS.setdefault(self._members.folder.path, self)
+        owner = _OWNERS.setdefault(self._door.name, self)
         if owner is not self:
             owner.followers.append(self._each)
             self.failure = "another surface of this process has it"
@@ -96,17 +128,17 @@ class Listener:
         """Take the socket away and end the thread soon."""
         self._process = 0
         self.failure = "stopped"
-        if _OWNERS.get(self._members.folder.path) is self:
-            del _OWNERS[self._members.folder.path]
+        if _OWNERS.get(self._door.name) is self:
+            del _OWNERS[self._door.name]
         listening, self._listening = self._listening, None
         if listening is not None:
             self._end()
-            self._members.leave()
+            self._door.leave()
             listening.close()
 
     def _after_fork(self) -> None:
         # The parent's socket must die with the parent.
-        self._members.after_fork()
+        self._door.after_fork()
         if self._listening is not None:
             self._listening.close()
         for connection in self._connections:
@@ -114,7 +146,7 @@ class Listener:
         self._listening, self._connections, self.followers = None, set(), []
         self._process = 0
         self.failure = "not started"
-        _OWNERS.pop(self._members.folder.path, None)
+        _OWNERS.pop(self._door.name, None)
 
     def _run(self) -> None:
         process = self._process
@@ -139,10 +171,13 @@ class Listener:
 
     def _open(self) -> None:
         try:
-            listening = self._members.enter()
+            listening = self._door.enter()
+        except PortTaken as error:  # as it should be in all workers but one
+            self.failure = str(error)
+            return
         except FolderError as error:
             if self.failure != str(error):
-                _log.warning("stroboscope: workers cannot meet: %s", error)
+                _log.warning("stroboscope: cannot listen: %s", error)
             self.failure = str(error)
             return
         listening.settimeout(TURN_S)
@@ -154,15 +189,14 @@ class Listener:
         try:
             descriptor, _ = listening._accept()  # type: ignore[attr-defined]
         except TimeoutError:
-            if not self._members.is_in():
+            if not self._door.is_in():
                 listening.close()  # the folder was deleted: make it anew
                 self._listening, self._turns = None, 0
             return
         except OSError:
             return  # closed by `stop`
         connection = _socket.socket(fileno=descriptor)
-        is_ours = peer_of(connection)[1] in (os.geteuid(), 0)
-        if not is_ours or len(self._connections) >= CONNECTIONS_CAP:
+        if len(self._connections) >= CONNECTIONS_CAP:
             connection.close()
             return
         self._connections.add(connection)
@@ -174,13 +208,10 @@ class Listener:
 
     def _serve(self, connection: _socket.socket) -> None:
         try:
-            request, rest = read(connection)
-            # Blocking from here on: a look for its end must not wait for data.
-            connection.settimeout(None)
-            answer = self._answer(
-                request, connection, lambda: read_body(connection, request, rest)
-            )
-            send(connection, answer)
+            connection.settimeout(HEAD_SECONDS_CAP)
+            guest = self._let_in(connection)
+            if guest is not None:
+                self._welcome(guest, connection)
         except (OSError, ValueError):  # no HTTP, too slow, or gone
             pass
         except Exception as error:  # a thread of ours: nobody else would see it
@@ -189,78 +220,16 @@ class Listener:
             self._connections.discard(connection)
             connection.close()
 
+    def _welcome(self, guest: Guest, connection: _socket.socket) -> None:
+        request, rest = read(guest.connection, guest.peer, is_local=guest.is_local)
+        # Blocking from here on: a look for its end must not wait for data.
+        connection.settimeout(None)
+        answer = self._answer(
+            request, connection, lambda: read_body(guest.connection, request, rest)
+        )
+        send(guest.connection, answer)
+        guest.connection.close()
 
-#: One socket for each folder in a process, whatever number of surfaces it has.
+
+#: One socket for each door in a process, whatever number of surfaces it has.
 _OWNERS: dict[str, Listener] = {}
-
-
-class _Head(BaseHTTPRequestHandler):
-    """The standard library's parser, without its socket."""
-
-    def __init__(self, head: bytes) -> None:
-        self.rfile = io.BytesIO(head)
-        self.wfile = io.BytesIO()
-        self.raw_requestline = self.rfile.readline(HEAD_CAP)
-        self.client_address = ("unix", 0)
-        self.is_parsed = self.parse_request()
-
-    def log_message(self, *arguments: object) -> None:
-        """Nothing: the audit log has it."""
-
-
-def read(connection: _socket.socket) -> tuple[Request, bytes]:
-    """The request without its body, and what came of that. Raises: ValueError, OSError."""
-    ends_s = time.monotonic() + HEAD_SECONDS_CAP
-    raw = b""
-    while b"\r\n\r\n" not in raw:
-        raw += _receive(connection, ends_s)
-        if len(raw) > HEAD_CAP:
-            raise ValueError("head too long")
-    head, _, rest = raw.partition(b"\r\n\r\n")
-    parsed = _Head(head + b"\r\n\r\n")
-    if not parsed.is_parsed:
-        raise ValueError("no HTTP")
-    path, _, query = parsed.path.partition("?")
-    process, user = peer_of(connection)
-    request = Request(
-        method=parsed.command,
-        path=unquote(path),
-        query=query,
-        headers=tuple((key.lower(), value) for key, value in parsed.headers.items()),
-        peer=f"unix:pid={process},uid={user}",
-        is_local=True,
-    )
-    return request, rest
-
-
-def read_body(connection: _socket.socket, request: Request, rest: bytes) -> bytes:
-    """The body. Raises: BodyTooLarge, TimeoutError."""
-    text = request.header("content-length") or "0"
-    length = int(text) if text.isascii() and text.isdigit() else 0
-    if length > BODY_CAP:
-        raise BodyTooLarge
-    ends_s = time.monotonic() + BODY_SECONDS_CAP
-    while len(rest) < length:
-        rest += _receive(connection, ends_s)
-    connection.settimeout(None)
-    return rest[:length]
-
-
-def _receive(connection: _socket.socket, ends_s: float) -> bytes:
-    left_s = ends_s - time.monotonic()
-    if left_s <= 0:
-        raise TimeoutError
-    connection.settimeout(left_s)
-    chunk = connection.recv(65536)
-    if not chunk:
-        raise TimeoutError  # gone
-    return chunk
-
-
-def send(connection: _socket.socket, response: Response) -> None:
-    """Send it whole, with its length. Raises: OSError for a reader that is too slow."""
-    lines = [f"HTTP/1.1 {response.status} {responses.get(response.status, '')}"]
-    lines += [f"{key}: {value}" for key, value in response.all_headers()]
-    head = "\r\n".join([*lines, "Connection: close", "", ""]).encode("latin-1")
-    connection.settimeout(SEND_SECONDS_CAP)
-    connection.sendall(head + response.body)

@@ -1,4 +1,4 @@
-"""The `stroboscope` command: key, password, token, top, doctor.
+"""The `stroboscope` command: key, password, token, top, serve, doctor.
 
 Exit codes: 0 done; 1 nothing found, or the doctor found a fault; 2 wrong use.
 """
@@ -17,7 +17,7 @@ from stroboscope._core import engine
 from stroboscope.auth.keys import check_keys, generate_key
 from stroboscope.auth.passwords import hash_password
 from stroboscope.auth.tokens import Tokens
-from stroboscope.cli import report
+from stroboscope.cli import report, serve
 from stroboscope.errors import ProfileError, StroboscopeError
 from stroboscope.formats import table
 from stroboscope.formats.filters import OPTIONS, Slicer
@@ -64,6 +64,10 @@ def _parser() -> argparse.ArgumentParser:
     top.add_argument("--cum", action="store_true", help="sort by cumulative value")
     top.add_argument("-n", type=int, default=20, help="rows")
     top.set_defaults(run=_top)
+
+    sidecar = commands.add_parser("serve", help="answer for all workers, beside them")
+    serve.add_options(sidecar)
+    sidecar.set_defaults(run=serve.serve)
 
     doctor = commands.add_parser("doctor", help="check engine, keys and SIGPROF")
     doctor.set_defaults(run=_doctor)

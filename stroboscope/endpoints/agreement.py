@@ -30,28 +30,36 @@ _STEP_S = 0.002
 
 
 class Agreement:
-    """Of one surface; from any thread. Nothing raises but what it says."""
+    """Of one surface; from any thread. Nothing raises but what it says.
+
+    Where it has no knobs, as the sidecar, only revocations hold there.
+    """
 
     def __init__(
-        self, knobs: Knobs, revocations: Revocations, folder: Folder | None
+        self,
+        knobs: Knobs,
+        revocations: Revocations,
+        folder: Folder | None,
+        *,
+        has_knobs: bool = True,
     ) -> None:
         self._knobs = knobs
         self._revocations = revocations
         self._boot = _boot()
         self._lock = threading.Lock()
-        self._settings = None if folder is None else Document(folder, "settings")
+        self._settings = Document(folder, "settings") if folder and has_knobs else None
         self._revoked = None if folder is None else Document(folder, "revoked")
 
     def adopt(self) -> None:
         """Let hold here what changed on the host since the last look. Cheap."""
-        if self._settings is None or self._revoked is None:
+        if self._revoked is None:
             return
         if not self._lock.acquire(blocking=False):
             return  # somebody looks at this moment
         try:
             if (found := self._revoked.changed()) is not None:
                 self._adopt_revoked(found)
-            if (found := self._settings.changed()) is not None:
+            if self._settings and (found := self._settings.changed()) is not None:
                 self._adopt_settings(found)
         except FolderError:  # the listener says so
             pass

@@ -49,6 +49,8 @@ class Action:
     #: For how many seconds it collects, where the answers of all workers are joined to
     #: one; None where they are not.
     joined: Callable[[Call], float] | None = None
+    #: The same where one worker answers: this one, or the one of `?worker=`.
+    of_one: Callable[[Call], float] | None = None
     #: Whether it answers a profile, of which any part may be asked for.
     is_sliced: bool = False
 

@@ -47,6 +47,7 @@ from stroboscope.workers.totals import Totals
 
 if TYPE_CHECKING:
     from stroboscope.endpoints.call import Action, Call
+    from stroboscope.endpoints.doors import Doors
 
 #: Addresses of emitted profiles whose names `/debug/pprof/symbol` still knows.
 SYMBOLS_CAP = 20_000
@@ -73,15 +74,21 @@ class Desk:
     """Settings, gate, leases, knobs, audit and counters of one surface.
 
     `members` are the workers of this service, or None where each answers for itself;
-    `door` says what keeps this worker's own socket shut, or nothing. `shareable` finds
-    the action a link may open, `open` answers it; the surface sets both, for it alone
-    knows the table of routes.
+    `doors` are those of our own. `shareable` finds the action a link may open, `open`
+    answers it; the surface sets these three, for it alone knows the table of routes.
     """
 
     def __init__(
-        self, settings: Settings, clock: Clock = SYSTEM, tracer: Tracer | None = None
+        self,
+        settings: Settings,
+        clock: Clock = SYSTEM,
+        tracer: Tracer | None = None,
+        *,
+        is_worker: bool = True,
     ) -> None:
         self.settings = settings
+        #: False in the sidecar: what is asked of a process is asked of the workers.
+        self.is_worker = is_worker
         self.clock = clock
         self.tracer = tracer or record
         self.gate = Gate(settings, clock)
@@ -89,9 +96,11 @@ class Desk:
         self.members = _members(settings)
         folder = self.members.folder if self.members is not None else None
         self.leases = Leases(clock, folder)
-        self.agreement = Agreement(self.knobs, self.gate.revocations, folder)
         self.totals = None if folder is None else Totals(folder, _copies(settings))
         self.flights = Flights()
+        self.agreement = Agreement(
+            self.knobs, self.gate.revocations, folder, has_knobs=is_worker
+        )
         self.captures = Captures(clock)
         self.openings = Openings(clock)
         self.garbage = Garbage(clock)
@@ -106,8 +115,8 @@ class Desk:
         self.labellers: list[Shown] = []
         self.symbols: OrderedDict[int, str] = OrderedDict()
         self.leaving = Leaving(self.members) if self.members is not None else None
-        self.door: Callable[[], str] = lambda: OFF
         self.lock = threading.Lock()
+        self.doors: Doors
         self.shareable: Callable[[str], Action | None]
         self.open: Callable[[str, Call], Response]
         self._loops: WeakSet[asyncio.AbstractEventLoop] = WeakSet()
@@ -120,13 +129,14 @@ class Desk:
 
     def begin(self) -> None:
         """Start what runs in a process that takes part, once in each. Never raises."""
-        if engine.info().kind == "native":
-            keep_labels(self.settings.label_sets)
         self.agreement.adopt()
         settings = self.settings
         folder = None if self.members is None else self.members.folder
-        recorder.configure(settings.service, settings.recorder_bytes, folder)
-        self.knobs.apply()
+        if self.is_worker:
+            if engine.info().kind == "native":
+                keep_labels(settings.label_sets)
+            recorder.configure(settings.service, settings.recorder_bytes, folder)
+            self.knobs.apply()
         if folder is not None and recording.AVAILABLE:
             # No thread to be had: whoever asks for the captures looks again.
             with contextlib.suppress(RuntimeError):

@@ -13,16 +13,18 @@ from collections.abc import Callable
 from dataclasses import replace
 from urllib.parse import parse_qsl, urlencode
 
-from stroboscope._http.messages import Response, refusal
+from stroboscope._http.messages import PROFILE, Response, refusal
 from stroboscope._http.parameters import first
 from stroboscope.endpoints.call import Call
 from stroboscope.endpoints.captures import HEADER as CAPTURE
 from stroboscope.endpoints.counted import INSTANCE, Counted
 from stroboscope.endpoints.gate import PEER_SCHEME
 from stroboscope.endpoints.parts import Part, join
+from stroboscope.endpoints.profiles import kept
 from stroboscope.endpoints.wedged import answer_for, part_of
 from stroboscope.errors import FolderError
 from stroboscope.workers.asking import Answer, Question
+from stroboscope.workers.totals import Total
 
 #: How much longer than ourselves another worker may take, in seconds.
 GRACE_S = 0.8
@@ -32,7 +34,9 @@ HEADER = "X-Stroboscope-Workers"
 #: Where a worker that does not answer has left something for others.
 STACKS = "/stacks"
 #: Not sent on: which worker, and how to join, is decided here.
-_OURS = ("worker", "merge")
+_WORKER = "worker"
+_OURS = (_WORKER, "merge")
+_PASSED_ON = ("accept", "content-type", "if-match")
 
 
 def answer(
@@ -42,9 +46,9 @@ def answer(
 
     `seconds` is how long the handler collects here; the others get no longer.
     """
-    wanted = first(call.request.query, "worker") or "all"
+    wanted = first(call.request.query, _WORKER) or "all"
     is_page = "text/html" in (call.request.header("accept") or "")
-    if call.desk.members is None or is_page:
+    if call.desk.members is None or (is_page and call.desk.is_worker):
         return handler(call)
     count = Counted.of(call, path, seconds)
     if call.is_peer or wanted == str(os.getpid()):
@@ -75,6 +79,8 @@ def _whole(
     handler: Callable[[Call], Response],
     seconds: float,
 ) -> Response:
+    if not call.desk.is_worker:
+        return _of_others(call, path, count, seconds)
     others = _others(call)
     own, answers = _asked(call, path, count, handler, seconds, others or [])
     if own.status != 200:
@@ -85,24 +91,90 @@ def _whole(
         return _marked(own, "1/?" if others is None else "1/1")
     left = _left(call, answers) if path == STACKS else []
     parts = [Part(os.getpid(), own.body, own.content_type), *good, *left]
+    whole = _joined(call, own, count, parts, totals, len(left), failed, notes)
+    return _kept(call, whole)
+
+
+def of_one(
+    call: Call, path: str, handler: Callable[[Call], Response], seconds: float
+) -> Response:
+    """The answer of one worker: of `?worker=`, of this one, or of the first there is."""
+    desk, wanted = call.desk, first(call.request.query, _WORKER) or ""
+    if desk.members is None or call.is_peer:
+        return handler(call)
+    if desk.is_worker and wanted in ("", "all", str(os.getpid())):
+        return handler(call)
+    if wanted in ("", "all"):
+        others = _others(call)
+        if not others:
+            return _nobody(call, [])
+        wanted = str(others[0])
+    return _forwarded(call, path, wanted, seconds)
+
+
+def _of_others(call: Call, path: str, count: Counted, seconds: float) -> Response:
+    """The joined answer of all workers, for who is none."""
+    answers = _answers(call, path, seconds, _others(call) or [])
+    good, failed, notes = _sorted(answers)
+    left = _left(call, answers) if path == STACKS else []
+    if good:
+        own = next(_response(one) for one in answers if one.process == good[0].process)
+    elif left:
+        own = Response(200, b"", left[0].content_type)
+    else:
+        refused = [one for one in answers if one.status not in (0, 401)]
+        return _response(refused[0]) if refused else _nobody(call, [*failed, *notes])
+    totals = count.of_others([part.instance for part in good])
+    parts = [*good, *left]
+    whole = _joined(call, own, count, parts, totals, len(left), failed, notes)
+    return kept(call, path, whole) if whole.content_type == PROFILE else whole
+
+
+def _joined(
+    call: Call,
+    own: Response,
+    count: Counted,
+    parts: list[Part],
+    totals: list[Total],
+    left: int,
+    failed: list[str],
+    notes: list[str],
+) -> Response:
+    """One answer of all parts, in the form of `own`; so many only left something."""
     parts.sort()
     body = join(call, own.content_type, parts, failed, [*notes, *count.notes], totals)
-    came = len(parts) - len(left)
-    share = f"{came}/{came + len(failed)}"
-    return _kept(call, _marked(replace(own, body=body), share))
+    came = len(parts) - left
+    return _marked(replace(own, body=body), f"{came}/{came + len(failed)}")
+
+
+def _answers(
+    call: Call, path: str, seconds: float, others: list[int], alone: str = ""
+) -> list[Answer]:
+    """What others answer within their time; from nobody nothing."""
+    members = call.desk.members
+    if members is None or not others:
+        return []
+    question = Question(members, others, _request(call, path, seconds, alone))
+    call.request.cancellation.on_cancel(question.close)
+    question.wait(time.monotonic() + seconds + _grace_s(seconds))
+    question.close()
+    return question.answers
+
+
+def _nobody(call: Call, said: list[str]) -> Response:
+    reason = "; ".join(["no worker answers", *said])[:300]
+    return refusal(call.request, 503, reason, (("Retry-After", "1"),))
+
+
+def _grace_s(seconds: float) -> float:
+    return CAPTURE_GRACE_S if seconds else GRACE_S
 
 
 def ask_all(call: Call, path: str) -> tuple[list[Part], list[Answer]]:
     """What the other workers answer to a GET that collects nothing, and who failed."""
-    members, others = call.desk.members, _others(call)
-    if members is None or not others:
-        return [], []
-    question = Question(members, others, _request(call, path, 0.0))
-    question.wait(time.monotonic() + GRACE_S)
-    question.close()
-    asked = [one for one in question.answers if not one.is_gone]
+    asked = _answers(call, path, 0.0, _others(call) or [])
     failed = [one for one in asked if _failure(one)]
-    return _sorted(question.answers)[0], [one for one in failed if one.status != 401]
+    return _sorted(asked)[0], [one for one in failed if one.status != 401]
 
 
 def _others(call: Call) -> list[int] | None:
@@ -133,7 +205,7 @@ def _asked(
         own = count.taken(handler)
         if own.status == 200:
             ends_s = max(time.monotonic(), began_s + seconds)
-            question.wait(ends_s + (CAPTURE_GRACE_S if seconds else GRACE_S))
+            question.wait(ends_s + _grace_s(seconds))
     finally:
         question.close()
     return own, question.answers
@@ -141,15 +213,9 @@ def _asked(
 
 def _forwarded(call: Call, path: str, wanted: str, seconds: float) -> Response:
     """The answer of one other worker, as it is."""
-    members = call.desk.members
-    if members is None or wanted not in map(str, _others(call) or []):
+    if wanted not in map(str, _others(call) or []):
         return refusal(call.request, 404, "Unknown worker")
-    question = Question(members, [int(wanted)], _request(call, path, seconds))
-    call.request.cancellation.on_cancel(question.close)
-    grace_s = CAPTURE_GRACE_S if seconds else GRACE_S
-    question.wait(time.monotonic() + seconds + grace_s)
-    question.close()
-    (found,) = question.answers
+    (found,) = _answers(call, path, seconds, [int(wanted)], wanted)
     if not found.status and path == STACKS and not found.is_gone:
         return answer_for(call, found.process, found.failure, HEADER)
     if not found.status:
@@ -162,29 +228,42 @@ def _response(found: Answer) -> Response:
     kept = tuple(
         (name.title(), value)
         for name, value in found.headers.items()
-        if name.startswith(("x-stroboscope-", "x-go-", "content-disposition", "retry-"))
+        if name.startswith(
+            ("x-stroboscope-", "x-go-", "content-disposition", "retry-", "etag")
+        )
     )
     return Response(found.status, found.body, found.headers["content-type"], kept)
 
 
-def _request(call: Call, path: str, seconds: float) -> bytes:
-    """The same as the other workers understand it, with what they need to trust it."""
+def _request(call: Call, path: str, seconds: float, alone: str = "") -> bytes:
+    """Our request as another worker understands it, with what it needs to trust it.
+
+    `alone` is the worker it is for where it answers as if it had been asked itself.
+    """
+    request = call.request
     asked = [
         (name, value)
-        for name, value in parse_qsl(call.request.query, keep_blank_values=True)
+        for name, value in parse_qsl(request.query, keep_blank_values=True)
         if name not in _OURS and not (seconds and name == "seconds")
     ]
     if seconds:
         asked.append(("seconds", f"{seconds:.3f}"))
-    accept = call.request.header("accept") or "*/*"
+    if alone:
+        asked.append((_WORKER, alone))
     lines = [
-        f"{call.request.method} {call.desk.settings.prefix}{path}?{urlencode(asked)} HTTP/1.1",
+        f"{request.method} {call.desk.settings.prefix}{path}?{urlencode(asked)} HTTP/1.1",
         "Host: localhost",
         f"Authorization: {PEER_SCHEME} {call.desk.gate.tokens.mint_peer(call.grant)}",
-        # Whatever a carrier let through, it is one header here.
-        f"Accept: {''.join(filter(str.isprintable, accept))}",
+        f"Content-Length: {len(request.body)}",
+        *(
+            # Whatever a carrier let through, it is one header here.
+            f"{name}: {''.join(filter(str.isprintable, value))}"
+            for name, value in request.headers
+            if name in _PASSED_ON
+        ),
     ]
-    return "\r\n".join([*lines, "", ""]).encode("latin-1", "replace")
+    head = "\r\n".join([*lines, "", ""]).encode("latin-1", "replace")
+    return head + request.body
 
 
 def _sorted(answers: list[Answer]) -> tuple[list[Part], list[str], list[str]]:

@@ -112,7 +112,7 @@ def _labelled(profile: Profile, process: str) -> Profile:
 def _json(parts: list[Part], failed: list[str]) -> bytes:
     """Lists become one, each entry with its `pid`.
 
-    To our own object comes `workers`: everybody's, by process id.
+    To the first object, our own where we are a worker, comes `workers`: everybody's.
     """
     found = {}
     for part in list(parts):
@@ -127,7 +127,8 @@ def _json(parts: list[Part], failed: list[str]) -> bytes:
             {"pid": process, **entry} for process, all in found.items() for entry in all
         ]
     else:
-        joined = {**found[os.getpid()], "workers": found, "missing": failed}
+        own = found.get(os.getpid()) or next(iter(found.values()))
+        joined = {**own, "workers": found, "missing": failed}
     return json.dumps(joined, indent=1).encode() + b"\n"
 
 

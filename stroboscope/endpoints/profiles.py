@@ -261,10 +261,10 @@ def _attached(
     call.desk.remember_symbols(table.frames)
     named = ("Content-Disposition", f'attachment; filename="{filename}"')
     answer = Response(200, body, PROFILE, (named, *headers))
-    return _kept(call, f"/pprof/{filename}", answer)
+    return kept(call, f"/pprof/{filename}", answer)
 
 
-def _kept(call: Call, endpoint: str, answer: Response) -> Response:
+def kept(call: Call, endpoint: str, answer: Response) -> Response:
     """The answer under an id of its own, unless there is no room for it.
 
     A part of another worker's answer is kept there, with the whole.

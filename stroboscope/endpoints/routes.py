@@ -18,6 +18,7 @@ from stroboscope.endpoints import (
 )
 from stroboscope.endpoints.call import Action, Call, Handler, Route
 
+_ONE = {"worker": "the process id of another one"}
 _WORKERS = {
     "worker": "all, or the process id of one",
     "merge": "flat: without the label pid",
@@ -45,6 +46,7 @@ def _get(
     parameters: Mapping[str, str] | None = None,
     *,
     joined: Callable[[Call], float] | None = None,
+    of_one: Callable[[Call], float] | None = None,
     is_sliced: bool = False,
     **other: Action,
 ) -> Route:
@@ -53,7 +55,17 @@ def _get(
     named = {**(parameters or {}), **(_WORKERS if joined else {})}
     if is_sliced:
         named |= slicing.PARAMETERS
-    got = Action(scope, handler, description, named, joined=joined, is_sliced=is_sliced)
+    if of_one:
+        named |= _ONE
+    got = Action(
+        scope,
+        handler,
+        description,
+        named,
+        joined=joined,
+        of_one=of_one,
+        is_sliced=is_sliced,
+    )
     return Route(paths, {"GET": got, **other})
 
 
@@ -106,8 +118,8 @@ ROUTES = (
         traces.trace,
         "An execution trace, one at a time.",
         _TRACE,
+        of_one=traces.capture_s,
     ),
-    _get("/pprof/trace", "trace", traces.trace, "The same, at Go's URL.", _TRACE),
     _get(
         "/tasks",
         "trace",
@@ -124,7 +136,19 @@ ROUTES = (
         {"format": "perfetto, or json for Chrome's form; a page or JSON without"},
     ),
     _get(
-        "/pprof/cmdline", "profile", profiles.cmdline, "The program's name, if shown."
+        "/pprof/trace",
+        "trace",
+        traces.trace,
+        "The same, at Go's URL.",
+        _TRACE,
+        of_one=traces.capture_s,
+    ),
+    _get(
+        "/pprof/cmdline",
+        "profile",
+        profiles.cmdline,
+        "The program's name, if shown.",
+        of_one=_at_once,
     ),
     _get(
         "/pprof/symbol",
@@ -166,18 +190,32 @@ ROUTES = (
     ),
     _get("/workers", "metrics", workers.show_workers, "The workers of this service."),
     _get(
+        "/targets",
+        "metrics",
+        workers.targets,
+        "Where to scrape, as Prometheus' HTTP service discovery wants it.",
+        {"by": "worker: a target for each, instead of one for all"},
+    ),
+    _get(
         "/gc",
         "metrics",
         state.gc_statistics,
         "The garbage collector's counts.",
         joined=_at_once,
-        POST=Action("admin", state.gc_collect, "Collect now, once in 10 s.", {}),
+        POST=Action(
+            "admin",
+            state.gc_collect,
+            "Collect now, once in 10 s.",
+            _ONE,
+            of_one=_at_once,
+        ),
     ),
     _get(
         "/settings",
         "metrics",
         state.settings,
         "Knobs, their baselines and presets.",
+        of_one=_at_once,
         PUT=Action(
             "admin",
             state.change_settings,
@@ -187,6 +225,7 @@ ROUTES = (
                 "ttl": "how long, such as 10m (default 15m, at most 24h), or none",
             },
             "json",
+            of_one=_at_once,
         ),
     ),
     _get(

@@ -6,7 +6,6 @@ happens on a thread of ours.
 
 from __future__ import annotations
 
-import _socket
 import asyncio
 import logging
 import os
@@ -17,7 +16,6 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
 
 from stroboscope._clock import SYSTEM, Clock
-from stroboscope._core import engine
 from stroboscope._http import asgi, wsgi
 from stroboscope._http.asgi import never
 from stroboscope._http.messages import (
@@ -28,7 +26,7 @@ from stroboscope._http.messages import (
     Response,
     refusal,
 )
-from stroboscope._http.parameters import is_too_long
+from stroboscope._http.parameters import first, is_too_long
 from stroboscope._http.pool import Pool
 from stroboscope._types import Environ, Receive, Scope, Send, StartResponse
 from stroboscope.auth.tokens import Grant, Share
@@ -36,7 +34,7 @@ from stroboscope.endpoints import joining, slicing
 from stroboscope.endpoints.audit import Entry
 from stroboscope.endpoints.call import Action, Call
 from stroboscope.endpoints.desk import Desk, Shown, Tracer
-from stroboscope.endpoints.door import own_door, until_shutdown
+from stroboscope.endpoints.doors import Doors
 from stroboscope.endpoints.gate import SHARE_PATH, Admission
 from stroboscope.endpoints.routes import BY_PATH, find
 from stroboscope.errors import (
@@ -69,20 +67,28 @@ class _Admitted:
 class Surface:
     """The endpoints below the mount, over ASGI and WSGI.
 
+    One that `is_worker` answers for its process and asks the others; the sidecar's
+    only asks them.
+
     Raises: WeakKeyError for keys that could be guessed, SettingsError without one.
     """
 
     def __init__(
-        self, settings: Settings, clock: Clock = SYSTEM, tracer: Tracer | None = None
+        self,
+        settings: Settings,
+        clock: Clock = SYSTEM,
+        tracer: Tracer | None = None,
+        *,
+        is_worker: bool = True,
     ) -> None:
-        self.desk = Desk(settings, clock, tracer)
+        self.desk = Desk(settings, clock, tracer, is_worker=is_worker)
         self.desk.shareable = _shareable
         self.desk.open = self._open
         self._pool = Pool()
         os.register_at_fork(after_in_child=self._pool.after_fork)
         self._awake_in = 0
-        self._listener = own_door(self.desk, self._answer_locally)
         self._last_loop: Callable[[], object] = lambda: None
+        self._doors = self.desk.doors = Doors(self.desk, self._answer_at_door)
         self._exact = settings.prefix
         self._below = settings.prefix + "/"
 
@@ -107,10 +113,9 @@ class Surface:
         if self._awake_in != os.getpid():
             self._awake_in = os.getpid()
             self.desk.begin()
-            if loop is None:
+            if loop is None and self.desk.is_worker:
                 WATCH.add_threads()
-            if self._listener is not None:
-                self._listener.start()
+            self._doors.start()
         if loop is not None and self._last_loop() is not loop:
             self._last_loop = weakref.ref(loop)
             self.desk.add_loop(loop)
@@ -120,8 +125,12 @@ class Surface:
         self.wake(asyncio._get_running_loop())
 
     def until_shutdown(self, send: Send) -> Send:
-        """A lifespan's `send` that ends what is ours before the lifespan's last word."""
-        return send if self._listener is None else until_shutdown(self._listener, send)
+        """A lifespan's `send` that shuts our doors before the lifespan's last word."""
+        return self._doors.until_shutdown(send)
+
+    def rest(self) -> None:
+        """Take part no more, in this process. Never raises."""
+        self._doors.stop()
 
     def handles_scope(self, scope: Scope) -> bool:
         """Whether an ASGI HTTP request is ours; false for everything else."""
@@ -209,16 +218,18 @@ class Surface:
         )
         return answer or self._refused(admitted.entry, _busy(request))
 
-    def _answer_locally(
+    def _answer_at_door(
         self,
         request: Request,
-        connection: _socket.socket,
+        client: object,
         read_body: Callable[[], bytes],
         pool: Pool,
+        sleep: Callable[[float], object],
     ) -> Response:
+        """Only what is below the mount is ours: there is no application behind a door."""
         if not self.handles(request.path):
             return refusal(request, 404, "Unknown")
-        return self.answer(request, connection, read_body, pool, engine.sleep)
+        return self.answer(request, client, read_body, pool, sleep)
 
     def _admit(self, request: Request) -> Response | _Admitted:
         entry = Entry.of(request, secrets.token_hex(4))
@@ -287,7 +298,9 @@ class Surface:
             self.desk.audit.begin(entry)
             self.desk.watch_knobs()
             _, name = find(request.path[len(self._exact) :])
-            is_peer = admitted.admission.is_peer
+            # One that is asked alone answers as if its own client had asked.
+            is_alone = first(request.query, "worker") is not None
+            is_peer = admitted.admission.is_peer and not is_alone
             call = Call(request, grant, self.desk, name, is_peer)
             if admitted.admission.share is not None:
                 return self._shared(admitted.admission.share, call)
@@ -354,9 +367,11 @@ _EXPECTED = (BadHost, CrossSite, Forbidden, Throttled, Unauthenticated)
 
 def _handled(call: Call, path: str, action: Action) -> Response:
     def whole(call: Call) -> Response:
-        if action.joined is None:
-            return action.handler(call)
-        return joining.answer(call, path, action.handler, action.joined(call))
+        if action.joined is not None:
+            return joining.answer(call, path, action.handler, action.joined(call))
+        if action.of_one is not None:
+            return joining.of_one(call, path, action.handler, action.of_one(call))
+        return action.handler(call)
 
     return slicing.answer(call, whole) if action.is_sliced else whole(call)
 

@@ -20,13 +20,7 @@ def trace(call: Call) -> Response:
     form = first(request.query, "format") or FORMATS[0]
     if form not in FORMATS:
         return refusal(request, 400, f"format: allowed are {', '.join(FORMATS)}")
-    try:
-        wanted = float(first(request.query, "seconds") or SECONDS_DEFAULT)
-    except ValueError:
-        wanted = SECONDS_DEFAULT
-    wanted = wanted if 0 < wanted < 1e9 else SECONDS_DEFAULT
-    seconds = min(wanted, desk.settings.trace_seconds_cap, killed_after_s(call))
-    is_clamped = wanted > seconds
+    seconds, is_clamped = _seconds(call)
     facts = (("clamped", f"seconds={seconds:g}"),) if is_clamped else ()
 
     def is_cancelled() -> bool:
@@ -43,3 +37,19 @@ def trace(call: Call) -> Response:
     kind, name = (JSON, "trace.json") if form == "json" else (PROFILE, "trace")
     named = ("Content-Disposition", f'attachment; filename="{name}"')
     return Response(200, body, kind, (named, *clamp(seconds, is_clamped)))
+
+
+def capture_s(call: Call) -> float:
+    """For how many seconds a trace is taken here."""
+    return _seconds(call)[0]
+
+
+def _seconds(call: Call) -> tuple[float, bool]:
+    """And whether a cap cut them."""
+    try:
+        wanted = float(first(call.request.query, "seconds") or SECONDS_DEFAULT)
+    except ValueError:
+        wanted = SECONDS_DEFAULT
+    wanted = wanted if 0 < wanted < 1e9 else SECONDS_DEFAULT
+    seconds = min(wanted, call.desk.settings.trace_seconds_cap, killed_after_s(call))
+    return seconds, wanted > seconds

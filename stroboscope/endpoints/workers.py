@@ -14,8 +14,10 @@ from typing import Any
 
 from stroboscope._core import engine
 from stroboscope._http.messages import Response
+from stroboscope._http.parameters import first
 from stroboscope.endpoints.call import Call, as_json
 from stroboscope.endpoints.joining import HEADER, ask_all
+from stroboscope.errors import FolderError
 
 #: How long a loop may take to show how late it is.
 _LAG_CAP_S = 0.1
@@ -35,19 +37,48 @@ _SERVERS = (
 
 def show_workers(call: Call) -> Response:
     """Every worker with its age, server, engine and memory; who did not answer, too."""
-    own = _facts(call)
+    own = [_facts(call)] if call.desk.is_worker else []
     if call.is_peer:
-        return as_json(own)
+        return as_json(own[0])
     good, failed = ask_all(call, "/workers")
-    listed = [own, *(json.loads(part.body) for part in good)]
+    listed = own + [json.loads(part.body) for part in good]
     listed += [
         {"pid": one.process, "failure": one.failure or f"answered {one.status}"}
         for one in failed
     ]
     listed.sort(key=lambda worker: int(worker["pid"]))
     answer = as_json({"service": call.desk.settings.service, "workers": listed})
-    headers = ((HEADER, f"{len(good) + 1}/{len(listed)}"),)
+    headers = ((HEADER, f"{len(own) + len(good)}/{len(listed)}"),)
     return Response(200, answer.body, answer.content_type, headers)
+
+
+def targets(call: Call) -> Response:
+    """The asked address as a target for all workers, or with `by=worker` for each.
+
+    Source: Prometheus, HTTP SD: a list of groups of `targets` with `labels`; a label
+    `__param_NAME` becomes a query parameter of each scrape. Parca and Alloy read the same.
+    """
+    address = call.request.header("host") or ""
+    labels = {
+        "__metrics_path__": f"{call.mount}/metrics",
+        "service": call.desk.settings.service,
+    }
+    if first(call.request.query, "by") != "worker":
+        return as_json([{"targets": [address], "labels": labels}])
+    own = [os.getpid()] if call.desk.is_worker else []
+    try:
+        found = call.desk.members.processes() if call.desk.members else []
+    except FolderError:
+        found = []
+    return as_json(
+        [
+            {
+                "targets": [address],
+                "labels": {**labels, "pid": str(pid), "__param_worker": str(pid)},
+            }
+            for pid in sorted({*own, *found})
+        ]
+    )
 
 
 def _facts(call: Call) -> dict[str, Any]:
@@ -64,7 +95,8 @@ def _facts(call: Call) -> dict[str, Any]:
         "rss_bytes": _resident_bytes(),
         "requests": sum(one.running() for one in call.desk.labellers),
         "version": _version(),
-        "socket": call.desk.door() or "open",
+        "socket": call.desk.doors.socket_failure or "open",
+        "admin": call.desk.doors.admin_failure or "open",
     }
 
 

@@ -30,6 +30,11 @@ class Members:
         self._lock: int | None = None
         self._socket_inode = 0
 
+    @property
+    def name(self) -> str:
+        """The folder, which a process is in once."""
+        return self.folder.path
+
     def enter(self) -> _socket.socket:
         """Take part from now on; the socket to listen at. Raises: FolderError.
 

@@ -24,7 +24,7 @@ from stroboscope.settings import Settings
 
 surface = Surface(Settings(**eval(sys.argv[1])))
 surface.wake()
-while surface.desk.door():
+while surface.desk.doors.socket_failure:
     time.sleep(0.01)
 
 def burn(label, share=1.0):

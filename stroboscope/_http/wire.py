@@ -1,0 +1,118 @@
+"""HTTP/1.1 over one connection of our own: a request's head, its body, an answer.
+
+The standard library parses heads; what carries the bytes is a plain or a TLS connection.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from http.client import responses
+from http.server import BaseHTTPRequestHandler
+from typing import Protocol
+from urllib.parse import unquote
+
+from stroboscope._http.messages import (
+    BODY_CAP,
+    BODY_SECONDS_CAP,
+    BodyTooLarge,
+    Request,
+    Response,
+)
+
+HEAD_CAP = 16_384
+HEAD_SECONDS_CAP = 5.0
+#: How long a reader may take for a whole answer.
+SEND_SECONDS_CAP = 60.0
+
+
+class Connection(Protocol):
+    """What we need of a socket; a time limit raises TimeoutError, an end gives b""."""
+
+    def settimeout(self, seconds: float | None, /) -> None:
+        """How long each call may wait; None for ever."""
+
+    def recv(self, size: int, /) -> bytes:
+        """At most so many bytes; none at the end."""
+
+    def sendall(self, data: bytes, /) -> None:
+        """Send all of it."""
+
+    def close(self) -> None:
+        """Hang up."""
+
+
+class _Head(BaseHTTPRequestHandler):
+    """The standard library's parser, without its socket."""
+
+    def __init__(self, head: bytes) -> None:
+        self.rfile = io.BytesIO(head)
+        self.wfile = io.BytesIO()
+        self.raw_requestline = self.rfile.readline(HEAD_CAP)
+        self.client_address = ("peer", 0)
+        self.is_parsed = self.parse_request()
+
+    def log_message(self, *arguments: object) -> None:
+        """Nothing: the audit log has it."""
+
+
+def read(
+    connection: Connection, peer: str, *, is_local: bool = False
+) -> tuple[Request, bytes]:
+    """The request without its body, and what came of that. Raises: ValueError, OSError.
+
+    `is_local` when it comes by a worker's own socket.
+    """
+    ends_s = time.monotonic() + HEAD_SECONDS_CAP
+    raw = b""
+    while b"\r\n\r\n" not in raw:
+        raw += _receive(connection, ends_s)
+        if len(raw) > HEAD_CAP:
+            raise ValueError("head too long")
+    head, _, rest = raw.partition(b"\r\n\r\n")
+    parsed = _Head(head + b"\r\n\r\n")
+    if not parsed.is_parsed:
+        raise ValueError("no HTTP")
+    path, _, query = parsed.path.partition("?")
+    request = Request(
+        method=parsed.command,
+        path=unquote(path),
+        query=query,
+        headers=tuple((key.lower(), value) for key, value in parsed.headers.items()),
+        peer=peer,
+        is_local=is_local,
+    )
+    return request, rest
+
+
+def read_body(connection: Connection, request: Request, rest: bytes) -> bytes:
+    """The body. Raises: BodyTooLarge, TimeoutError."""
+    text = request.header("content-length") or "0"
+    length = int(text) if text.isascii() and text.isdigit() else 0
+    if length > BODY_CAP:
+        raise BodyTooLarge
+    ends_s = time.monotonic() + BODY_SECONDS_CAP
+    while len(rest) < length:
+        rest += _receive(connection, ends_s)
+    connection.settimeout(None)
+    return rest[:length]
+
+
+def _receive(connection: Connection, ends_s: float) -> bytes:
+    left_s = ends_s - time.monotonic()
+    if left_s <= 0:
+        raise TimeoutError
+    connection.settimeout(left_s)
+    chunk = connection.recv(65536)
+    if not chunk:
+        raise TimeoutError  # gone
+    return chunk
+
+
+def send(connection: Connection, response: Response) -> None:
+    """Send it whole, with its length. Raises: OSError for a reader that is too slow."""
+    lines = [f"HTTP/1.1 {response.status} {responses.get(response.status, '')}"]
+    lines += [f"{key}: {value}" for key, value in response.all_headers()]
+    head = "\r\n".join([*lines, "Connection: close", "", ""]).encode("latin-1")
+    connection.settimeout(SEND_SECONDS_CAP)
+    connection.sendall(head + response.body)
