@@ -7,75 +7,25 @@ Only whether a text contains a match is ever asked, so groups capture nothing an
 from __future__ import annotations
 
 import re
-import unicodedata
 from typing import NamedTuple
 
 from stroboscope.errors import PatternError
+from stroboscope.formats._classes import (
+    CATEGORIES,
+    LAST,
+    PERL,
+    POSIX,
+    CharSet,
+    Range,
+    inverted,
+)
 
 PATTERN_CAP = 1000
 #: Instructions of a program; repetitions are written out.
 PROGRAM_CAP = 4000
 DEPTH_CAP = 100
 REPEAT_CAP = 1000
-_LAST = 0x10FFFF
-Range = tuple[int, int]
-
-_DIGIT = ((48, 57),)
-_WORD = ((48, 57), (65, 90), (95, 95), (97, 122))
-_SPACE = ((9, 10), (12, 13), (32, 32))
-_PERL = {"d": _DIGIT, "s": _SPACE, "w": _WORD}
-_POSIX: dict[str, tuple[Range, ...]] = {
-    "alnum": ((48, 57), (65, 90), (97, 122)),
-    "alpha": ((65, 90), (97, 122)),
-    "ascii": ((0, 127),),
-    "blank": ((9, 9), (32, 32)),
-    "cntrl": ((0, 31), (127, 127)),
-    "digit": _DIGIT,
-    "graph": ((33, 126),),
-    "lower": ((97, 122),),
-    "print": ((32, 126),),
-    "punct": ((33, 47), (58, 64), (91, 96), (123, 126)),
-    "space": ((9, 13), (32, 32)),
-    "upper": ((65, 90),),
-    "word": _WORD,
-    "xdigit": ((48, 57), (65, 70), (97, 102)),
-}
-_CATEGORIES = frozenset(["C", "L", "M", "N", "P", "S", "Z", "Any"]) | frozenset(
-    [
-        "Cc",
-        "Cf",
-        "Co",
-        "Cs",
-        "Ll",
-        "Lm",
-        "Lo",
-        "Lt",
-        "Lu",
-        "Mc",
-        "Me",
-        "Mn",
-        "Nd",
-        "Nl",
-        "No",
-        "Pc",
-        "Pd",
-        "Pe",
-        "Pf",
-        "Pi",
-        "Po",
-        "Ps",
-        "Sc",
-        "Sk",
-        "Sm",
-        "So",
-        "Zl",
-        "Zp",
-        "Zs",
-    ]
-)
 _CONTROLS = {"a": 7, "f": 12, "n": 10, "r": 13, "t": 9, "v": 11}
-#: Letters that fold to a third one, which neither `upper` nor `lower` gives.
-_THIRD = {"k": "\u212a", "K": "\u212a", "s": "\u017f", "S": "\u017f"}
 _COUNT = re.compile(r"\{([0-9]+)(,([0-9]*))?\}")
 _FLAGS = re.compile(r"\(\?([imsU]*)(-[imsU]+)?([:)])")
 _NAMED = re.compile(r"\(\?P?<([A-Za-z0-9_]+)>")
@@ -83,33 +33,6 @@ _OCTAL = re.compile(r"[0-7]{1,3}")
 _HEX = re.compile(r"\{([0-9A-Fa-f]{1,8})\}|([0-9A-Fa-f]{2})")
 _CLASS_NAME = re.compile(r"\[:(\^?)([^:\]]*):\]")
 _PROPERTY = re.compile(r"([pP])(?:\{(\^?)([A-Za-z_]*)\}|([A-Z]))")
-
-
-class CharSet(NamedTuple):
-    """Characters: ranges of code points, and Unicode categories or what is not in them."""
-
-    ranges: tuple[Range, ...]
-    categories: tuple[tuple[str, bool], ...] = ()
-    is_negated: bool = False
-    folds_case: bool = False
-
-    def has(self, char: str) -> bool:
-        """Whether a character is one of these."""
-        found = self._has(char)
-        if not found and self.folds_case:
-            others = {char.lower(), char.upper(), _THIRD.get(char, char)}
-            found = any(len(other) == 1 and self._has(other) for other in others)
-        return found is not self.is_negated
-
-    def _has(self, char: str) -> bool:
-        code = ord(char)
-        if any(low <= code <= high for low, high in self.ranges):
-            return True
-        category = unicodedata.category(char)
-        return any(
-            (name == "Any" or category.startswith(name)) is is_in
-            for name, is_in in self.categories
-        )
 
 
 class Assertion(NamedTuple):
@@ -275,14 +198,14 @@ class _Reader:
         following = self._text[self._at + 1 : self._at + 2]
         if following and following in "dswDSW":
             self._at += 2
-            ranges = _PERL[following.lower()]
-            return (ranges if following.islower() else _inverted(ranges)), ()
+            ranges = PERL[following.lower()]
+            return (ranges if following.islower() else inverted(ranges)), ()
         if not following or following not in "pP":
             return None
         self._at += 1
         found = self._take(_PROPERTY)
         name = (found[3] or found[4] or "") if found else ""
-        if found is None or name not in _CATEGORIES:
+        if found is None or name not in CATEGORIES:
             raise PatternError(f"unknown property {name!r}")
         return (), ((name, (found[1] == "P") is bool(found[2])),)
 
@@ -295,7 +218,7 @@ class _Reader:
             return _CONTROLS[following]
         if following == "x" and (found := self._take(_HEX)):
             code = int(found[1] or found[2], 16)
-            if code <= _LAST:
+            if code <= LAST:
                 return code
         is_octal = following == "0" or (
             following in "1234567" and self._peek() in set("01234567")
@@ -320,10 +243,10 @@ class _Reader:
             if not self._peek():
                 raise PatternError("missing ]")
             if named := self._take(_CLASS_NAME):
-                if named[2] not in _POSIX:
+                if named[2] not in POSIX:
                     raise PatternError(f"unknown class {named[0]}")
-                found = _POSIX[named[2]]
-                ranges += _inverted(found) if named[1] else found
+                found = POSIX[named[2]]
+                ranges += inverted(found) if named[1] else found
                 continue
             group = self._escaped_class() if self._peek() == "\\" else None
             if group is not None:
@@ -353,16 +276,6 @@ class _Reader:
             raise PatternError("missing ]")
         self._at += 1
         return ord(char)
-
-
-def _inverted(ranges: tuple[Range, ...]) -> tuple[Range, ...]:
-    out = []
-    begin = 0
-    for low, high in sorted(ranges):
-        if begin < low:
-            out.append((begin, low - 1))
-        begin = high + 1
-    return (*out, (begin, _LAST))
 
 
 class Step(NamedTuple):
