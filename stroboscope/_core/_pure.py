@@ -176,8 +176,9 @@ class PortableDriver:
         del described
         return _pure_rest.walk(tasks, see, breathe, self._excluded, LABELS)
 
-    def open(self) -> int:
-        """Open a window; samples from now on belong to it."""
+    def open(self, moments: int) -> int:
+        """Open a window; samples from now on belong to it, and none is kept by itself."""
+        del moments
         handle = next(self._handles)
         self._open[handle] = _Counts()
         return handle

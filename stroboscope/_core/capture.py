@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 #: (file, qualified name, first line, line)
 Frame = tuple[str, str, int, int]
 #: (index into stacks, cell serial or 0, samples, nanoseconds)
 Row = tuple[int, int, int, int]
+
+
+class Moment(NamedTuple):
+    """One sample: when (CLOCK_MONOTONIC), on which thread of the system, its stack.
+
+    `serial` is the cell's, or 0; it stands for `weight` periods.
+    """
+
+    time_ns: int
+    serial: int
+    stack: int
+    tid: int
+    weight: int
+
 
 #: Stands in a stack where its root-most frames were cut off.
 TRUNCATED = -1
@@ -30,3 +46,6 @@ class Capture:
     rows: list[Row]
     chains: dict[int, tuple[object, ...]]
     notes: list[str]
+    #: Its samples by time, where they were asked for, and periods beyond their limit.
+    moments: Sequence[Moment] = ()
+    late: int = 0

@@ -44,7 +44,7 @@ class Driver(Protocol):
         *,
         described: bool,
     ) -> AtRest: ...
-    def open(self) -> int: ...
+    def open(self, moments: int) -> int: ...
     def close(self, handle: int, *, last: bool) -> Capture: ...
     def after_fork(self) -> None: ...
     def start_thread(self, target: Callable[[], object]) -> None: ...
@@ -69,8 +69,9 @@ def _nothing() -> None:
 class Window:
     """One subscription to the shared sampler. Close it, always."""
 
-    def __init__(self, engine: Engine, handle: int, ends_s: float) -> None:
+    def __init__(self, engine: Engine, handle: int, ends_s: float, hz: int) -> None:
         self.ends_s = ends_s
+        self.hz = hz
         self._engine = engine
         self._handle = handle
         self._cancelled = False
@@ -126,13 +127,19 @@ class Engine:
         )
 
     def open_window(
-        self, hz: int = 100, *, seconds: float = 30.0, limit: int = 4
+        self,
+        hz: int = 100,
+        *,
+        seconds: float = 30.0,
+        limit: int = 4,
+        moments: int = 0,
     ) -> Window:
         """Start collecting.
 
         Args: `hz` is asked of the first window and shared by those that join;
         `seconds` is how long the caller means to stay, and what refused callers are
-        told to wait for.
+        told to wait for. With `moments`, so many samples are kept one by one as well,
+        and all are taken at least at its rate while it is open.
         Raises: WindowsExhausted beyond `limit`; EngineUnavailable.
         """
         with self._lock:
@@ -145,13 +152,15 @@ class Engine:
                 self._driver.start(_NS // hz)
                 self._hz = hz
             try:
-                handle = self._driver.open()
+                handle = self._driver.open(moments)
             except RuntimeError as error:
                 if not self._windows:
                     self._driver.stop()
                 raise EngineUnavailable(str(error)) from error
-            window = Window(self, handle, time.monotonic() + seconds)
+            shared = hz if moments or not self._windows else self._hz
+            window = Window(self, handle, time.monotonic() + seconds, shared)
             self._windows.add(window)
+            self._settle()
             return window
 
     @property
@@ -162,9 +171,16 @@ class Engine:
     def set_rate(self, hz: int) -> None:
         """Sample at another rate from now on; nothing while nothing samples."""
         with self._lock:
-            if self._windows and hz != self._hz:
-                self._driver.set_period(_NS // hz)
-                self._hz = hz
+            for window in self._windows:
+                window.hz = hz
+            self._settle()
+
+    def _settle(self) -> None:
+        """Sample at the highest rate that an open window wants."""
+        hz = max((window.hz for window in self._windows), default=self._hz)
+        if hz != self._hz:
+            self._driver.set_period(_NS // hz)
+            self._hz = hz
 
     def cancel_all(self) -> None:
         """End every window early; their owners read what there is."""
@@ -206,6 +222,7 @@ class Engine:
             last = not self._windows
             if last:
                 self._driver.stop()
+            self._settle()
             return self._driver.close(handle, last=last)
 
     def start_thread(self, target: Callable[[], object]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import struct
 import threading
 import time
 from array import array
@@ -12,12 +13,14 @@ from typing import Any
 
 from stroboscope._core import _native
 from stroboscope._core.at_rest import AtRest, TaskRow, ThreadRow
-from stroboscope._core.capture import Capture, Row
+from stroboscope._core.capture import Capture, Moment, Row
 from stroboscope._core.places import BREATH_S, SLICE, places_of, slices
 from stroboscope.errors import EngineUnavailable
 
 #: Threads, whose state the kernel is asked for, and tasks in one step.
 _THREAD_SLICE, _TASK_SLICE = 16, 100
+#: `sb_moment` of `_core/src/window.h`.
+_MOMENT = struct.Struct("<2Q3I4x")
 
 
 class NativeDriver:
@@ -105,10 +108,10 @@ class NativeDriver:
         self._bootstrap = original
         threading.Thread._bootstrap_inner = _native.wrap_bootstrap(original)  # type: ignore[attr-defined]
 
-    def open(self) -> int:
+    def open(self, moments: int) -> int:
         """Open a window; samples from now on belong to it."""
         self._before = _native.info()
-        return _native.window_open()
+        return _native.window_open(moments)
 
     def close(self, handle: int, *, last: bool) -> Capture:
         """Stop the window, read it slice by slice, and free it.
@@ -126,6 +129,7 @@ class NativeDriver:
             )
             frames, stacks, at = places_of((row[0] for row in rows), of_ledgers=False)
             rows = [(at[row[0]], *row[1:]) for row in rows]
+            moments = self._moments(_native.window_moments(handle), at)
             chains = self._chains(rows)
         finally:
             _native.window_free(handle)
@@ -141,6 +145,8 @@ class NativeDriver:
             rows=rows,
             chains=chains,
             notes=self._notes(extent),
+            moments=moments,
+            late=extent["late"],
         )
 
     def _resolve_live_cells(self) -> None:
@@ -153,6 +159,16 @@ class NativeDriver:
                 if found is not None:
                     cell.labels = found
             cell.show()
+
+    def _moments(self, block: bytes, at: dict[int, int]) -> list[Moment]:
+        size = _MOMENT.size
+
+        def read(first: int, count: int) -> list[Moment]:
+            some = block[first * size : (first + count) * size]
+            found = _MOMENT.iter_unpack(some)
+            return [Moment(*one)._replace(stack=at[one[2]]) for one in found]
+
+        return sorted(slices(len(block) // size, read))
 
     def _chains(self, rows: list[Row]) -> dict[int, tuple[object, ...]]:
         chains: dict[int, tuple[object, ...]] = {}

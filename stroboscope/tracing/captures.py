@@ -5,8 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
+from stroboscope._core import engine
 from stroboscope.formats import chrome, perfetto
+from stroboscope.formats.callstacks import Callstacks
+from stroboscope.formats.callstacks import encode as encode_callstacks
 from stroboscope.formats.timeline import Timeline
+from stroboscope.tracing.extras.samples import CpuSamples
 from stroboscope.tracing.kept import KEPT
 from stroboscope.tracing.recorder import recorder
 
@@ -27,14 +31,20 @@ def record(
     `facts` stand on its first slice; `breathe` is called often while Python encodes.
     Blocks; belongs on a thread of ours. Raises: EngineUnavailable.
     """
-    before_ns = time.thread_time_ns()
-    taken = recorder.capture(seconds, is_cancelled)
-    cpu_us = (time.thread_time_ns() - before_ns) // 1000
+    samples = CpuSamples(seconds)
+    before_ns = _own_cpu_ns()
+    taken = recorder.capture(seconds, is_cancelled, [samples])
+    cpu_us = (_own_cpu_ns() - before_ns) // 1000
     said = (*facts, ("seconds", f"{seconds:g}"), ("ended", taken.ended))
-    said = (*said, ("own_cpu_us", cpu_us))
+    said = (*said, *taken.facts, ("own_cpu_us", cpu_us))
     timeline = Timeline.read(taken.block)
     KEPT.keep(timeline)
-    return encode(timeline, form, said, breathe)
+    return encode(timeline, form, said, breathe, samples.callstacks)
+
+
+def _own_cpu_ns() -> int:
+    """Of this thread, of the sampler and of whatever else is ours."""
+    return time.thread_time_ns() + engine.own_cpu_ns()
 
 
 def encode(
@@ -42,8 +52,12 @@ def encode(
     form: str,
     facts: Facts = (),
     breathe: Callable[[], object] = lambda: None,
+    callstacks: Callstacks | None = None,
 ) -> bytes:
-    """A timeline in one of `FORMATS`."""
+    """A timeline in one of `FORMATS`; CPU samples are in Perfetto's only."""
     if form == "json":
         return chrome.encode(timeline, facts, breathe)
-    return perfetto.encode(timeline, facts)
+    encoded = perfetto.encode(timeline, facts)
+    if callstacks is not None:
+        return encoded + encode_callstacks(callstacks, timeline.pid, breathe)
+    return encoded

@@ -12,13 +12,14 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from stroboscope._core import engine, recording
 from stroboscope.errors import EngineUnavailable, FolderError
 from stroboscope.settings import RECORDER_BYTES
-from stroboscope.tracing import blackbox
+from stroboscope.tracing import blackbox, extras
+from stroboscope.tracing.extras import Collector, Fact
 
 #: A capture holds no more than this; what comes then is not in it, and it says so.
 CAPTURE_BYTES_CAP = 64 << 20
@@ -32,6 +33,8 @@ class Capture:
 
     block: bytes
     ended: str
+    #: What its collectors say of themselves.
+    facts: Sequence[Fact] = ()
 
 
 class Recorder:
@@ -86,8 +89,15 @@ class Recorder:
         """The last seconds as a block for `Timeline.read`; None where nothing is."""
         return recording.trace_snapshot() if recording.AVAILABLE else None
 
-    def capture(self, seconds: float, is_cancelled: Callable[[], bool]) -> Capture:
+    def capture(
+        self,
+        seconds: float,
+        is_cancelled: Callable[[], bool],
+        collectors: Sequence[Collector] = (),
+    ) -> Capture:
         """All events from now on for so long. Blocks; one at a time.
+
+        The collectors run meanwhile, and not a moment longer.
 
         Raises: EngineUnavailable without the C engine, or while another one runs.
         """
@@ -102,10 +112,13 @@ class Recorder:
             except RuntimeError as error:
                 raise EngineUnavailable(str(error)) from error
         ended = "complete"
-        ends_s = time.monotonic() + seconds
+        running = extras.Running()
         try:
+            running.start(collectors)
+            ends_s = time.monotonic() + seconds
             while (left_s := ends_s - time.monotonic()) > 0:
                 engine.sleep(min(left_s, _DRAIN_S))
+                running.tick()
                 if not recording.trace_capture_drain():
                     ended = "full"
                     break
@@ -113,10 +126,11 @@ class Recorder:
                     ended = "cancelled"
                     break
         finally:
+            facts = running.stop()
             block = recording.trace_capture_end()
         if block is None:
             raise EngineUnavailable("the recorder was closed meanwhile")
-        return Capture(block, ended)
+        return Capture(block, ended, facts)
 
     def close(self) -> None:
         """Give the ring up, and its file: this process has nothing to tell any more."""

@@ -133,9 +133,13 @@ info(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
 }
 
 static PyObject *
-window_open(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+window_open(PyObject *Py_UNUSED(module), PyObject *argument)
 {
-    int handle = sb_window_open();
+    size_t moments = PyLong_AsSize_t(argument);
+    if (PyErr_Occurred()) {
+        return NULL;
+    }
+    int handle = sb_window_open(moments);
     if (handle < 0) {
         PyErr_SetString(PyExc_RuntimeError, "all windows are in use");
         return NULL;
@@ -192,6 +196,13 @@ window_rows(PyObject *Py_UNUSED(module), PyObject *args)
         return NULL;
     }
     return sb_window_rows(handle, (size_t)first, (size_t)count);
+}
+
+static PyObject *
+window_moments(PyObject *Py_UNUSED(module), PyObject *argument)
+{
+    int handle = handle_of(argument);
+    return handle < 0 ? NULL : sb_window_moments(handle);
 }
 
 static PyObject *
@@ -317,10 +328,11 @@ static PyMethodDef methods[] = {
     {"exclude_current_thread", exclude_current_thread, METH_NOARGS,
      "Never sample the calling thread."},
     {"info", info, METH_NOARGS, "Counters and states."},
-    {"window_open", window_open, METH_NOARGS, "Open a window; its handle."},
+    {"window_open", window_open, METH_O, "Open a window; its handle."},
     {"window_stop", window_stop, METH_O, "Stop a window; its extent."},
     {"window_free", window_free, METH_O, "Forget a window."},
     {"window_rows", window_rows, METH_VARARGS, "Rows of a window, a slice."},
+    {"window_moments", window_moments, METH_O, "Its samples, one by one."},
     {"stacks_of", stacks_of, METH_VARARGS, "The stacks of a list of ids."},
     {"frames_of", frames_of, METH_VARARGS, "The frames of a list of ids."},
     {"live_sampled", live_sampled, METH_NOARGS, "Live cells that were sampled."},

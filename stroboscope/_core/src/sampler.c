@@ -658,6 +658,7 @@ read_sample(const record *self, uint64_t tail, sb_sample *sample)
     sample->depth = (uint32_t)(head_word & 0xffff);
     sample->truncated = (int)(head_word >> 16 & 1);
     sample->weight = (uint32_t)(head_word >> 32);
+    sample->tid = (uint32_t)self->tid; /* the record is not used again before */
     sample->time_ns = self->ring[(tail + 1) & RING_MASK];
     sample->serial = self->ring[(tail + 2) & RING_MASK];
     sample->period_ns = self->ring[(tail + 3) & RING_MASK];

@@ -22,6 +22,7 @@ typedef struct {
     uint64_t serial;  /* of the label cell, 0 without one */
     uint64_t period_ns;
     uint32_t weight; /* 1 + timer overruns */
+    uint32_t tid;    /* the system's id of the thread */
     uint32_t depth;
     int truncated;
     struct {

@@ -18,13 +18,17 @@ static struct window {
     sb_table rows;              /* key: stack, serial low, serial high */
     amount *amounts;
     size_t amount_room;
+    sb_moment *moments;
+    size_t moment_count, moment_room, moments_max;
+    uint64_t late; /* samples beyond it, in periods */
 } windows[SB_WINDOWS_MAX];
 
 static int draining;
 
 /* ---- draining --------------------------------------------------------------------- */
 
-static void
+/* Whether it was counted. */
+static int
 add_row(struct window *window, int64_t stack, const sb_sample *sample)
 {
     uint32_t key[3] = {(uint32_t)stack, (uint32_t)sample->serial,
@@ -37,13 +41,28 @@ add_row(struct window *window, int64_t stack, const sb_sample *sample)
     }
     if (id < 0) {
         window->full += sample->weight;
-        return;
+        return 0;
     }
     if (fresh) {
         window->amounts[id] = (amount){0, 0};
     }
     window->amounts[id].count += sample->weight;
     window->amounts[id].ns += sample->weight * sample->period_ns;
+    return 1;
+}
+
+static void
+add_moment(struct window *window, int64_t stack, const sb_sample *sample)
+{
+    if (window->moment_count == window->moments_max ||
+        sb_reserve((void **)&window->moments, &window->moment_room, window->moment_count,
+                   sizeof *window->moments) < 0) {
+        window->late += sample->weight;
+        return;
+    }
+    window->moments[window->moment_count++] =
+        (sb_moment){sample->time_ns, sample->serial, (uint32_t)stack,
+                    sample->tid,     sample->weight, 0};
 }
 
 static void
@@ -61,7 +80,9 @@ consume(const sb_sample *sample)
             stack = sb_stack_of_sample(sample);
             resolved = 1;
         }
-        add_row(window, stack, sample);
+        if (add_row(window, stack, sample) && window->moments_max) {
+            add_moment(window, stack, sample);
+        }
     }
 }
 
@@ -98,12 +119,13 @@ sb_windows_open(void)
 }
 
 int
-sb_window_open(void)
+sb_window_open(size_t moments)
 {
     for (int i = 0; i < SB_WINDOWS_MAX; i++) {
         if (!windows[i].in_use) {
             memset(&windows[i], 0, sizeof windows[i]);
             windows[i].in_use = 1;
+            windows[i].moments_max = moments;
             sb_stacks_use(SB_OF_WINDOWS);
             windows[i].start_ns = sb_now_ns();
             return i;
@@ -128,6 +150,7 @@ sb_window_free(int handle)
     struct window *window = &windows[handle];
     sb_table_clear(&window->rows);
     free(window->amounts);
+    free(window->moments);
     memset(window, 0, sizeof *window);
     if (sb_windows_open() == 0) {
         sb_windows_drain(); /* what nobody waits for any more */
@@ -153,9 +176,10 @@ sb_window_extent(int handle)
 {
     const struct window *window = &windows[handle];
     return Py_BuildValue(
-        "{s:K,s:K,s:n,s:K}", "start_ns", (unsigned long long)window->start_ns, "stop_ns",
+        "{s:K,s:K,s:n,s:K,s:K}", "start_ns", (unsigned long long)window->start_ns, "stop_ns",
         (unsigned long long)window->stop_ns, "rows", (Py_ssize_t)window->rows.count,
-        "full", (unsigned long long)window->full);
+        "full", (unsigned long long)window->full, "late",
+        (unsigned long long)window->late);
 }
 
 PyObject *
@@ -178,4 +202,13 @@ sb_window_rows(int handle, size_t first, size_t count)
         PyList_SET_ITEM(list, (Py_ssize_t)i, row);
     }
     return list;
+}
+
+PyObject *
+sb_window_moments(int handle)
+{
+    const struct window *window = &windows[handle];
+    return PyBytes_FromStringAndSize(
+        (const char *)window->moments,
+        (Py_ssize_t)(window->moment_count * sizeof *window->moments));
 }

@@ -14,8 +14,9 @@
 
 #define SB_WINDOWS_MAX 16
 
-/* Open a window; its handle, or -1 when all are in use. */
-int sb_window_open(void);
+/* Open a window; its handle, or -1 when all are in use. It keeps the moments of its first
+ * `moments` samples as well. */
+int sb_window_open(size_t moments);
 /* Close it for samples; it can still be read. */
 void sb_window_stop(int handle);
 /* Forget it. */
@@ -27,10 +28,19 @@ void sb_windows_drain(void);
 void sb_windows_before_code_dies(void);
 void sb_windows_after_fork(void);
 
-/* {"start_ns", "stop_ns", "rows", "full"}; NULL on error. */
+/* A sample by itself; Python's side knows it as well. */
+typedef struct {
+    uint64_t time_ns, serial;
+    uint32_t stack, tid, weight, reserved;
+} sb_moment;
+
+/* {"start_ns", "stop_ns", "rows", "full", "late"}: periods that found a table full, and
+ * those of samples beyond the limit of moments; NULL on error. */
 PyObject *sb_window_extent(int handle);
 /* A slice of at most `count` rows (stack, serial, count, ns) from `first`, so that no
  * call holds the GIL long. A new list, NULL on error. */
 PyObject *sb_window_rows(int handle, size_t first, size_t count);
+/* Every moment, as bytes of rows; not in order. NULL on error. */
+PyObject *sb_window_moments(int handle);
 
 #endif
