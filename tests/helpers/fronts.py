@@ -49,7 +49,11 @@ def looked_over(base: str, mount: str = "/debug", hidden: str = "") -> None:
     """
     with httpx.Client(base_url=base, headers=bearer(), timeout=30) as client:
         for path in GETS:
-            short = "seconds=0.1" if path.endswith(("prof", "profile", "wall", "trace")) else ""
+            short = (
+                "seconds=0.1"
+                if path.endswith(("prof", "profile", "wall", "trace"))
+                else ""
+            )
             answer = client.get(f"{mount}{path}", params=short)
             expected = {404} if path == "/pprof/cmdline" else {200, 501}
             assert answer.status_code in expected, (path, answer.text[:200])
