@@ -40,6 +40,7 @@ from stroboscope.stalls import WATCH
 from stroboscope.tracing import recorder
 from stroboscope.tracing.captures import Facts, record
 from stroboscope.tracing.kept import KEPT
+from stroboscope.tracing.otel import install as link_spans
 from stroboscope.workers.folder import OFF, Folder, default_base
 from stroboscope.workers.leaving import Leaving, left_by
 from stroboscope.workers.members import Members
@@ -137,6 +138,7 @@ class Desk:
                 keep_labels(settings.label_sets)
             recorder.configure(settings.service, settings.recorder_bytes, folder)
             self.knobs.apply()
+            link_spans()
         if folder is not None and recording.AVAILABLE:
             # No thread to be had: whoever asks for the captures looks again.
             with contextlib.suppress(RuntimeError):

@@ -1,6 +1,7 @@
 """Starlette and FastAPI: `install(app)`.
 
-Ours becomes the outermost layer, whatever middleware is added before or after.
+Ours becomes the outermost layer, whatever middleware is added before or after; only
+what wraps `build_middleware_stack` itself later, as OpenTelemetry does, goes around it.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from starlette.applications import Starlette
+from starlette.middleware.errors import ServerErrorMiddleware
 
 from stroboscope._types import ASGIApp, Receive, Scope, Send
 from stroboscope.integrations.asgi import Stroboscope
@@ -45,9 +47,16 @@ def install(app: Starlette, settings: Settings | None = None, **options: Any) ->
         router = app.router
         app.router = _Noting(router)  # type: ignore[assignment]
         try:
-            outer.labelled.app = build()
+            stack = build()
         finally:
             app.router = router
+        is_wrapped = app.build_middleware_stack is not build_with_ours
+        if is_wrapped and isinstance(stack, ServerErrorMiddleware):
+            # OpenTelemetry's instrumentation came later: it takes Starlette's outermost
+            # layer apart, and leaves an application alone that has another one.
+            outer.labelled.app, stack.app = stack.app, outer
+            return stack
+        outer.labelled.app = stack
         return outer
 
     app.build_middleware_stack = build_with_ours  # type: ignore[method-assign]

@@ -24,11 +24,17 @@ class ASGIRequest(Observed):
         """The headers, where `traceparent` may be."""
         return self.carrier.get("headers")
 
+    def path(self) -> object:
+        """The path as it was asked for."""
+        return self.carrier.get("path")
+
     def observe(self, message: Message) -> object:
         """Note the status and pass on; returns send's own awaitable."""
         try:
             if message["type"] == "http.response.start":
                 self.status = int(message.get("status", 0))
+                if self.is_recorded:
+                    self.tell_span()
         except (AttributeError, LookupError, TypeError, ValueError):
             pass  # no message at all: the server says so, not we
         return self._send(message)

@@ -43,6 +43,9 @@ class Labeller:
         self._tenant = settings.tenant
         self._buckets = TenantBuckets(settings)
         self._bounds = settings.latency_buckets
+        public_url = settings.public_url.rstrip("/")
+        #: Before an id: where a request's timeline is.
+        self.tasks_url = f"{public_url}{settings.prefix}/tasks/"
         self._constant = TABLE.intern(dict(settings.labels)).items
         prefix = settings.label_prefix
         TABLE.configure(settings.label_sets, prefix)
@@ -80,7 +83,7 @@ class Labeller:
         except Exception as error:  # the user's function, or a framework we misread
             self.failed(error, "the template function")
             return None
-        return template if isinstance(template, str) else None
+        return template if isinstance(template, str) else request.route_of_span()
 
     def tenants(self) -> list[str]:
         """The tenants that are shown by name now."""
@@ -109,6 +112,7 @@ class Labeller:
             template = self._template(request.carrier)
             if template is not None and not isinstance(template, str):
                 raise LabelError(f"it returned {type(template).__name__}, not str")
+            template = template or request.route_of_span()
             found[self._keys["endpoint"]] = template or UNMATCHED
             if template and request.cell is not None:
                 request.cell.shown = template
@@ -142,8 +146,10 @@ class Observed:
         "cell",
         "ended_ns",
         "inside",
+        "is_recorded",
         "labeller",
         "method",
+        "span",
         "status",
         "tenant",
         "tenant_known",
@@ -166,11 +172,66 @@ class Observed:
         self.inside: LabelCell | None = self.cell
         self.began_ns = time.monotonic_ns()
         self.before: LabelCell | None = None
+        #: OpenTelemetry's span of the request, once it is known, until the end.
+        self.span: Any = None
+        #: Whether its task was recorded when it began.
+        self.is_recorded = False
         labeller.begin()
         if recording.trace_wanted():
-            is_known = isinstance(method, str) and method in METHODS
-            kind = str(method) if is_known else "OTHER"
-            self.cell.begin_task(kind, None, otel.current_link() or self.link())
+            self._begin_task(self.cell)
+
+    def _begin_task(self, cell: LabelCell) -> None:
+        is_known = isinstance(self.method, str) and self.method in METHODS
+        kind = str(self.method) if is_known else "OTHER"
+        span = otel.current_span()
+        link = otel.link_of(span) or self.link()
+        self.is_recorded = cell.begin_task(kind, None, link)
+        if self.is_recorded and span is not None and otel.is_local(span):
+            self.span = span
+            otel.name_task(span, cell)
+
+    def take_span(self, span: Any) -> None:
+        """A span of its own began: the first is the request's, and the task's ids."""
+        cell = self.cell
+        if self.span is None and cell is not None and cell.recorded:
+            self.span = span
+            cell.link_task(otel.link_of(span))
+            otel.name_task(span, cell)
+
+    def tell_span(self) -> None:
+        """Write on the request's span what is known by now. Never raises."""
+        cell = self.cell
+        if cell is None or not cell.recorded:
+            return
+        try:
+            if self.span is None:
+                # No processor of ours has seen it begin: it is not sampled, or of
+                # another provider.
+                span = otel.current_span()
+                if span is None or not otel.is_local(span):
+                    return
+                otel.install()
+                self.take_span(span)
+            told = {}
+            if endpoint := self.labeller.endpoint(self):
+                told[otel.ENDPOINT] = endpoint
+            if recording.trace_wanted() & recording.CAPTURE:
+                told[otel.URL] = f"{self.labeller.tasks_url}{cell.span_id}"
+            otel.tell(self.span, told)
+        except Exception as error:  # the response must not see it
+            self.labeller.failed(error, "linking a span")
+
+    def route_of_span(self) -> str | None:
+        """The route that OpenTelemetry's instrumentation knows, where it is a template.
+
+        Where it knows none, some write the path there: that is no name of anything.
+        """
+        route = None if self.span is None else otel.route_of(self.span)
+        return None if route is None or route == self.path() else route
+
+    def path(self) -> object:
+        """The path as it was asked for, or None."""
+        return None
 
     def link(self) -> object:
         """What may hold a `traceparent`; see `LabelCell.begin_task`."""
@@ -210,9 +271,11 @@ class Observed:
         if cell.sampled:
             cell.labels = self.labeller.labels(self)
             cell.publish()
-        if cell.recorded:
+        if self.is_recorded and cell.recorded:
+            if self.span is not None:
+                self.tell_span()
             self._end_task(cell)
-        self.cell = self.inside = None
+        self.cell = self.inside = self.span = None
 
     def _end_task(self, cell: LabelCell) -> None:
         if recording.trace_wanted() & recording.CAPTURE:

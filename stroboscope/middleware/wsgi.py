@@ -30,6 +30,10 @@ class WSGIRequest(ThreadObserved):
         """The header `traceparent`, where there is one."""
         return self.carrier.get("HTTP_TRACEPARENT")
 
+    def path(self) -> object:
+        """The path as it was asked for."""
+        return self.carrier.get("PATH_INFO")
+
     def observe(self, status: str, headers: Any, *rest: Any) -> Any:
         """Note the status and pass on."""
         try:
@@ -37,6 +41,8 @@ class WSGIRequest(ThreadObserved):
         except (TypeError, ValueError):
             self.status = 0  # no status line: the server says so, not we
         keep_rule(self.carrier)
+        if self.is_recorded:
+            self.tell_span()
         return self._start_response(status, headers, *rest)
 
 

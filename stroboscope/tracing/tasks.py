@@ -35,7 +35,11 @@ class task:
 
     def __enter__(self) -> None:
         cell = LabelCell(None, LABELS.get())
-        cell.begin_task("task", self.name, otel.current_link())
+        span = otel.current_span()
+        cell.begin_task("task", self.name, otel.link_of(span))
+        # Inside of a request the span is the request's, and says so.
+        if span is not None and cell.parent is None and cell.recorded:
+            otel.name_task(span, cell)
         LABELS.set(cell)
         self._cells.append(cell)
 

@@ -35,6 +35,10 @@ class DjangoRequest(Observed):
         """The header `traceparent`, where there is one."""
         return self.carrier.META.get("HTTP_TRACEPARENT")
 
+    def path(self) -> object:
+        """The path as it was asked for."""
+        return self.carrier.path_info
+
 
 class DjangoThreadRequest(DjangoRequest, ThreadObserved):
     """One Django request of a sync server."""
