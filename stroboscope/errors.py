@@ -11,6 +11,7 @@ StroboscopeError
 │   └── WindowsExhausted     every shared sampling window is taken
 ├── FolderError              the workers of a service cannot meet, and why
 ├── PortTaken                another process listens at the admin port
+├── FleetError               what its hosts share cannot be reached, and why
 ├── ProfileError             data that cannot become a profile
 │   ├── ProfileFormatError   bytes that are not a profile
 │   ├── PatternError         a filter or regular expression that is refused
@@ -73,6 +74,10 @@ class FolderError(StroboscopeError):
 
 class PortTaken(StroboscopeError):
     """Another process listens at the admin port now."""
+
+
+class FleetError(StroboscopeError):
+    """Redis cannot be reached, or not in time; the message holds no secret."""
 
 
 class ProfileError(StroboscopeError, ValueError):

@@ -29,6 +29,7 @@ STALL_MS_MIN = 10.0
 RECORDER_BYTES = 8 << 20
 RECORDER_BYTES_MIN, RECORDER_BYTES_MAX = 32 << 10, 512 << 20
 
+_REDIS = re.compile(r"rediss?://\S+")
 _PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 #: Before a key it gives a key; see `labels.sets`.
 _LABEL_PREFIX = re.compile(r"([A-Za-z_][A-Za-z0-9_.]{0,63})?")
@@ -87,6 +88,9 @@ class Settings:
     #: Let the admin port speak plain HTTP on an address that other hosts reach, because
     #: something before it encrypts.
     admin_plaintext: bool = False
+    #: Where the hosts of a service share one lease and one set of knobs:
+    #: `redis://` or, with TLS, `rediss://`. Needs `stroboscope[redis]`.
+    redis_url: str = field(default="", repr=False)
     #: Where the surface is mounted, no trailing slash.
     prefix: str = "/debug"
     #: Requested samples per second of CPU time and thread.
@@ -238,6 +242,12 @@ class Settings:
         )
         self._check_admin()
         _require(
+            not self.redis_url or _REDIS.fullmatch(self.redis_url) is not None,
+            "redis_url",
+            "another",  # it may hold a password
+            "redis://host:port/db, or rediss://",
+        )
+        _require(
             _SERVICE.fullmatch(self.service) is not None,
             "service",
             self.service,
@@ -353,6 +363,7 @@ VARIABLES: dict[str, Callable[[str], object]] = {
     "admin_certificate": str,
     "admin_key": str,
     "admin_plaintext": _flag,
+    "redis_url": str,
     "trace_seconds_cap": float,
     "overhead_share": float,
     "mutex_fraction": int,

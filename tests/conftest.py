@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from redis_servers import RedisServer, redis_server
 
 from stroboscope._core import engine, recording
 from stroboscope._core.contention import contention
@@ -89,6 +90,13 @@ def go_pprof(go: str) -> list[str]:
             timeout=600,
         )
     return [str(pprof)]
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RedisServer]:
+    """A real Redis of this test's own."""
+    with redis_server(tmp_path / "redis") as made:
+        yield made
 
 
 @pytest.fixture(scope="session")

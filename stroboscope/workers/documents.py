@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -38,20 +38,25 @@ class Document:
         if mark == self._seen:
             return None
         self._seen = mark
-        return self._read()
+        return self.read()
 
     @contextmanager
     def changing(self) -> Iterator[dict[str, Any]]:
         """The object, to be changed by the block, and written when that ends well."""
         lock = locked(self._folder, f"{self._name}.lock")
         try:
-            value = self._read()
+            value = self.read()
             yield value
-            self._folder.write(self._name, json.dumps(value).encode())
+            self.put(value)
         finally:
             os.close(lock)
 
-    def _read(self) -> dict[str, Any]:
+    def put(self, value: Mapping[str, Any]) -> None:
+        """Another object in its place, whoever changes it at this moment."""
+        self._folder.write(self._name, json.dumps(value).encode())
+
+    def read(self) -> dict[str, Any]:
+        """The object; empty where there is none, or none that can be read."""
         try:
             value = json.loads(self._folder.read(self._name) or b"{}")
         except ValueError:

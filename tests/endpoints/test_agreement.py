@@ -4,13 +4,12 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 import pytest
 from asking import FakeClock
-from workers import KEY, worker, workers
+from workers import KEY, wait_until, worker, workers
 
 from stroboscope.auth.revocation import Revocations
 from stroboscope.auth.tokens import Tokens
@@ -31,14 +30,6 @@ class Side:
         self.revocations = Revocations()
         folder = None if base is None else Folder(str(base), "shop")
         self.agreement = Agreement(self.knobs, self.revocations, folder)
-
-
-def wait_until(holds: Callable[[], bool], seconds: float) -> float:
-    began = time.monotonic()
-    while not holds():
-        assert time.monotonic() - began < seconds
-        time.sleep(0.02)
-    return time.monotonic() - began
 
 
 def test_a_change_holds_for_all(tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,6 +77,15 @@ class Worker:
             timeout=timeout,
         ) as client:
             return client.request(method, path, **options)  # type: ignore[arg-type]
+
+
+def wait_until(holds: Callable[[], bool], seconds: float) -> float:
+    """How long it took until it held. It must within so many seconds."""
+    began = time.monotonic()
+    while not holds():
+        assert time.monotonic() - began < seconds
+        time.sleep(0.02)
+    return time.monotonic() - began
 
 
 @contextmanager
