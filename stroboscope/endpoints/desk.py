@@ -21,6 +21,7 @@ from stroboscope.endpoints.agreement import Agreement
 from stroboscope.endpoints.audit import Audit
 from stroboscope.endpoints.blackboxes import adopt_dead
 from stroboscope.endpoints.captures import Capture, Captures
+from stroboscope.endpoints.fleet import Fleet
 from stroboscope.endpoints.flights import Flights
 from stroboscope.endpoints.garbage import Garbage
 from stroboscope.endpoints.gate import Gate
@@ -96,11 +97,19 @@ class Desk:
         self.knobs = knobs_of(settings, clock)
         self.members = _members(settings)
         folder = self.members.folder if self.members is not None else None
-        self.leases = Leases(clock, folder)
+        #: What the hosts of the service share, by way of workers; None without Redis.
+        has_fleet = bool(settings.redis_url) and is_worker
+        self.fleet = Fleet(settings, folder) if has_fleet else None
+        self.leases = Leases(clock, folder, self.fleet)
         self.totals = None if folder is None else Totals(folder, _copies(settings))
         self.flights = Flights()
         self.agreement = Agreement(
-            self.knobs, self.gate.revocations, folder, has_knobs=is_worker
+            self.knobs,
+            self.gate.revocations,
+            folder,
+            has_knobs=is_worker,
+            fleet=self.fleet,
+            clock=clock,
         )
         self.captures = Captures(clock)
         self.openings = Openings(clock)
@@ -131,6 +140,8 @@ class Desk:
     def begin(self) -> None:
         """Start what runs in a process that takes part, once in each. Never raises."""
         self.agreement.adopt()
+        if self.fleet is not None:
+            self.fleet.start()
         settings = self.settings
         folder = None if self.members is None else self.members.folder
         if self.is_worker:
@@ -219,6 +230,8 @@ class Desk:
         self.audit.after_fork()
         self.knobs.after_fork()
         self.agreement.after_fork()
+        if self.fleet is not None:
+            self.fleet.after_fork()
         self.gate.after_fork()
         self.garbage.after_fork()
         self.pauses.after_fork()

@@ -2,7 +2,12 @@
 
 A lease is freed by whoever holds it, in any way its block may end; one whose holder is
 stuck or gone ends by itself a little after its deadline. A forked child holds none. Where
-workers meet, it is one for all of them.
+workers meet, it is one for all of them; with a fleet, one for all hosts of the service.
+Where the fleet cannot be reached it holds on the host, and says so.
+
+A holder that stood still past its end finds that out by the clock that goes on in a
+machine that sleeps, and stops; and what it collected is refused when by then another had
+the lease.
 """
 
 from __future__ import annotations
@@ -11,18 +16,23 @@ import logging
 import math
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from stroboscope._clock import SYSTEM, Clock
+from stroboscope.endpoints.fleet import UNREACHABLE, Fleet, Standing
 from stroboscope.errors import FolderError
+from stroboscope.fleet.store import Ours, Taken
 from stroboscope.workers.folder import Folder
 from stroboscope.workers.lease import Held, HostLease
 
 _log = logging.getLogger("stroboscope")
 #: Past its deadline a holder has this long to finish encoding.
 GRACE_S = 5.0
+#: So much later than it should have been done it must stop.
+OVERTIME_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +43,14 @@ class Lease:
     owner: str
     ends_s: float
     process: int
+    #: What it is over the fleet; known in full when the block has ended.
+    standing: Standing = field(default_factory=Standing)
+    #: When to stop, on the clock that does not stop.
+    stops_s: float = math.inf
+
+    def is_over(self) -> bool:
+        """Whether its holder has to stop by now, done or not."""
+        return _steady_s() >= self.stops_s
 
 
 class LeaseTaken(Exception):
@@ -47,8 +65,14 @@ class LeaseTaken(Exception):
 class Leases:
     """The exclusive captures of one process, and of its host where it has a folder."""
 
-    def __init__(self, clock: Clock = SYSTEM, folder: Folder | None = None) -> None:
+    def __init__(
+        self,
+        clock: Clock = SYSTEM,
+        folder: Folder | None = None,
+        fleet: Fleet | None = None,
+    ) -> None:
         self._clock = clock
+        self._fleet = fleet
         self._lock = threading.Lock()
         self._held: Lease | None = None
         self._host = None if folder is None else HostLease(folder, GRACE_S)
@@ -63,17 +87,23 @@ class Leases:
         `is_peer` for a part of what another worker of the host holds it for.
         """
         now_s = self._now_s()
-        lease = Lease(kind, owner, now_s + seconds, os.getpid())
+        # Counted from before anybody is asked: nobody else counts from earlier.
+        stops_s = _steady_s() + seconds + OVERTIME_S
+        lease = Lease(kind, owner, now_s + seconds, os.getpid(), Standing(), stops_s)
         with self._lock:
             held = self._current()
             if held is not None:
                 raise self._taken(held.kind, held.ends_s)
             self._held = lease
-        on_host = None
+        on_host = in_fleet = None
         try:
-            on_host = None if is_peer else self._take_on_host(lease)
+            if not is_peer:
+                on_host = self._take_on_host(lease)
+                in_fleet = self._take_in_fleet(lease, seconds, on_host is not None)
             yield lease
         finally:
+            if self._fleet is not None and in_fleet is not None:
+                self._fleet.end(in_fleet, lease.standing)
             if self._host is not None and on_host is not None:
                 self._host.free(on_host)
             with self._lock:
@@ -107,6 +137,19 @@ class Leases:
             raise self._taken(found.kind, found.ends_s)
         return found
 
+    def _take_in_fleet(
+        self, lease: Lease, seconds: float, has_host: bool
+    ) -> Ours | None:
+        if self._fleet is None:
+            return None
+        found = self._fleet.take(lease.kind, seconds + GRACE_S, has_host=has_host)
+        if isinstance(found, Taken):
+            left_s = found.left_ms / 1000 - GRACE_S
+            raise LeaseTaken(found.kind, max(1, math.ceil(left_s)))
+        if found is None:
+            lease.standing.said = UNREACHABLE
+        return found
+
     def _taken(self, kind: str, ends_s: float) -> LeaseTaken:
         return LeaseTaken(kind, max(1, math.ceil(ends_s - self._now_s())))
 
@@ -123,3 +166,8 @@ class Leases:
 
     def _now_s(self) -> float:
         return self._clock.monotonic_ns() / 1e9
+
+
+def _steady_s() -> float:
+    """Seconds that also pass while the machine sleeps."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))

@@ -7,6 +7,7 @@ from typing import Any
 from stroboscope._http.messages import JSON, Response, refusal
 from stroboscope._http.parameters import first
 from stroboscope.endpoints.call import Call, as_json
+from stroboscope.endpoints.fencing import fenced
 from stroboscope.endpoints.leases import LeaseTaken
 from stroboscope.errors import EngineUnavailable
 from stroboscope.profiles import native_stacks
@@ -37,7 +38,7 @@ def show(call: Call) -> Response:
         native_stacks.command()
         with desk.leases.hold(
             "native stack dump", call.grant.token_id, 10, is_peer=call.is_peer
-        ):
+        ) as lease:
             left_s = desk.pauses.claim()
             if left_s > 0:
                 wait = (("Retry-After", str(int(left_s) + 1)),)
@@ -48,7 +49,11 @@ def show(call: Call) -> Response:
         return refusal(request, 429, f"a {taken.kind} is being taken", wait)
     except EngineUnavailable as error:
         return refusal(request, 501, str(error))
-    if JSON in (request.header("accept") or ""):
+    return fenced(call, lease, _answer(call, found))
+
+
+def _answer(call: Call, found: list[NativeStack]) -> Response:
+    if JSON in (call.request.header("accept") or ""):
         return as_json([_described(one) for one in found])
     lines = []
     for one in found:

@@ -26,7 +26,8 @@ from stroboscope.endpoints import native
 from stroboscope.endpoints.call import Call
 from stroboscope.endpoints.captures import HEADER, Capture
 from stroboscope.endpoints.collectors import COLLECTORS, Collector
-from stroboscope.endpoints.leases import LeaseTaken
+from stroboscope.endpoints.fencing import fenced
+from stroboscope.endpoints.leases import Lease, LeaseTaken
 from stroboscope.errors import EngineUnavailable, WindowsExhausted
 from stroboscope.formats import text
 from stroboscope.formats.pprof import encode, prune
@@ -60,18 +61,17 @@ def profile(call: Call) -> Response:
     try:
         with call.desk.leases.hold(
             "forensic profile", call.grant.token_id, seconds, is_peer=call.is_peer
-        ):
+        ) as lease:
             before, knob = engine.hz, call.desk.knobs.get("cpu_hz")
             try:
-                return _timed(
-                    call, "profile", collect_cpu, seconds, clamped, FORENSIC_HZ
-                )
+                answer = _timed(call, "profile", collect_cpu, seconds, clamped, lease)
             finally:
                 # A knob that was switched, or has run out, meanwhile is not undone.
                 now = call.desk.knobs.get("cpu_hz")
                 engine.set_rate(before if before and now == knob else now)
     except LeaseTaken as taken:
         return taken_response(call, taken)
+    return fenced(call, lease, answer)
 
 
 def wall(call: Call) -> Response:
@@ -87,24 +87,31 @@ def _timed(
     collect: Callable[..., Profile],
     seconds: float,
     clamped: bool,
-    raised_hz: int | None = None,
+    lease: Lease | None = None,
 ) -> Response:
-    """What samples over `seconds`; `raised_hz` is the rate of whoever is alone."""
+    """What samples over `seconds`; at the full rate for who holds a lease."""
     desk, request = call.desk, call.request
     began_s = time.monotonic()
+    windows: list[Window] = []
 
     def on_window(window: Window) -> None:
+        windows.append(window)
         request.cancellation.on_cancel(window.cancel)
-        if raised_hz is not None:
-            engine.set_rate(raised_hz)
+        if lease is not None:
+            engine.set_rate(FORENSIC_HZ)
+
+    def look() -> None:
+        desk.governor.look()
+        if lease is not None and lease.is_over():
+            windows[0].cancel()
 
     try:
         collected = collect(
             seconds,
             on_window,
-            hz=raised_hz or desk.knobs.get("cpu_hz"),
+            hz=desk.knobs.get("cpu_hz") if lease is None else FORENSIC_HZ,
             windows=desk.settings.windows,
-            each=desk.governor.look,
+            each=look,
         )
     except WindowsExhausted as error:
         wait = (("Retry-After", str(error.retry_after_s)),)

@@ -14,7 +14,7 @@ from stroboscope._clock import duration_s
 from stroboscope._core import engine, recording
 from stroboscope._http.messages import JSON, Response, refusal
 from stroboscope.auth.tokens import SHARE_TTL_CAP_S
-from stroboscope.endpoints import native, stalls
+from stroboscope.endpoints import fencing, native, stalls
 from stroboscope.endpoints.call import Call, as_json
 from stroboscope.endpoints.profiles import stacks_asked
 from stroboscope.errors import KnobConflict, KnobError
@@ -202,6 +202,7 @@ def metrics(call: Call) -> Response:
             desk.audit.dropped,
         ),
         *stalls.families(),
+        *fencing.families(desk.fleet),
     ]
     return Response(200, render(families).encode(), CONTENT_TYPE)
 
@@ -278,6 +279,7 @@ def selfcheck(call: Call) -> Response:
             "stall_watch": WATCH.failure or ("on" if WATCH.is_on else "off"),
             "samples_left": _left(call),
             "own_cpu_share": round(call.desk.governor.last, 5),
+            "fleet": fencing.described(call.desk.fleet),
             "worker_model": "this worker answers for itself",
         }
     )
@@ -296,8 +298,8 @@ def _left(call: Call) -> str:
 def revoke(call: Call) -> Response:
     """Refuse a token or link by its `id`, or all that were issued until now.
 
-    For all workers of the host, as long as the run directory is there; the setting
-    `revoked` holds for ever.
+    For all hosts of the service where they share a Redis, or all workers of the host, as
+    long as the run directory is there; the setting `revoked` holds for ever.
     """
     revocations, agreement = call.desk.gate.revocations, call.desk.agreement
     try:
@@ -310,13 +312,14 @@ def revoke(call: Call) -> Response:
             raise KnobError('allowed: {"id": "..."} or {"before": "now"}')
     except (ValueError, RecursionError) as error:
         return refusal(call.request, 400, _one_line(error))
-    return as_json(
+    answer = as_json(
         {
             "revoked": len(revocations),
             "not_before": revocations.not_before_s,
             "holds_for": held,
         }
     )
+    return fencing.said(call, answer)
 
 
 def share(call: Call) -> Response:
@@ -363,7 +366,7 @@ def _described(call: Call, **more: str) -> Response:
     knobs = call.desk.knobs
     described = knobs.describe()
     body: dict[str, Any] = {"settings": described, "version": knobs.version, **more}
-    return as_json(body, ETag=f'"{knobs.version}"')
+    return fencing.said(call, as_json(body, ETag=f'"{knobs.version}"'))
 
 
 def _version(call: Call) -> int | None:

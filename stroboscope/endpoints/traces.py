@@ -5,6 +5,7 @@ from __future__ import annotations
 from stroboscope._http.messages import JSON, PROFILE, Response, refusal
 from stroboscope._http.parameters import first
 from stroboscope.endpoints.call import Call
+from stroboscope.endpoints.fencing import fenced
 from stroboscope.endpoints.leases import LeaseTaken
 from stroboscope.endpoints.profiles import clamp, killed_after_s, taken_response
 from stroboscope.errors import EngineUnavailable
@@ -23,12 +24,13 @@ def trace(call: Call) -> Response:
     seconds, is_clamped = _seconds(call)
     facts = (("clamped", f"seconds={seconds:g}"),) if is_clamped else ()
 
-    def is_cancelled() -> bool:
-        return request.cancellation.cancelled
-
     try:
         owner = call.grant.token_id
-        with desk.leases.hold("trace", owner, seconds, is_peer=call.is_peer):
+        with desk.leases.hold("trace", owner, seconds, is_peer=call.is_peer) as lease:
+
+            def is_cancelled() -> bool:
+                return request.cancellation.cancelled or lease.is_over()
+
             body = desk.tracer(seconds, is_cancelled, form, facts, Breath())
     except LeaseTaken as taken:
         return taken_response(call, taken)
@@ -36,7 +38,8 @@ def trace(call: Call) -> Response:
         return refusal(request, 503, f"Could not enable tracing: {error}")
     kind, name = (JSON, "trace.json") if form == "json" else (PROFILE, "trace")
     named = ("Content-Disposition", f'attachment; filename="{name}"')
-    return Response(200, body, kind, (named, *clamp(seconds, is_clamped)))
+    answer = Response(200, body, kind, (named, *clamp(seconds, is_clamped)))
+    return fenced(call, lease, answer)
 
 
 def capture_s(call: Call) -> float:
