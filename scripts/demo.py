@@ -137,6 +137,15 @@ def catch_a_stall(base, token):
         print(f"  {line[:150]}")
 
 
+def goroutine(base, token):
+    """Who has tasks and threads now, and what they wait for."""
+    url = f"{base}/debug/pprof/goroutine?tagfocus=kind=task&top=4"
+    print(f"\n$ curl -H 'Authorization: Bearer $TOKEN' '{url}'")
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
+    for line in urllib.request.urlopen(request, timeout=30).read().decode().splitlines():
+        print(f"  ...{line[-140:]}" if len(line) > 140 else f"  {line}")
+
+
 def show(env):
     for arguments in (
         ["--tagfocus", "endpoint=/checkout/{item}", "--tagfocus", "tenant=acme", "-n", "8"],
@@ -191,6 +200,7 @@ def main():
         admin = tool("token", "--service", "shop", "--scope", "admin", env=env)
         show_contention(base, admin, env)
         trace(base, env)
+        goroutine(base, token)
     finally:
         done.set()
         for thread in threads:

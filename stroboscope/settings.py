@@ -111,6 +111,8 @@ class Settings:
     #: A request that keeps a server's thread for longer is slow: gunicorn's sync and
     #: gthread, and other WSGI. 0 watches loops alone.
     slow_request_s: float = 10.0
+    #: Count where threads are started, a microsecond a start.
+    threadcreate: bool = True
     #: Share of requests that are traced, by trace id where there is one.
     trace_fraction: float = 1.0
     #: Keep the last seconds of tasks, regions and logs, once there are keys.
@@ -376,6 +378,7 @@ VARIABLES: dict[str, Callable[[str], object]] = {
     "profile_seconds_cap": float,
     "stall_threshold_ms": float,
     "slow_request_s": float,
+    "threadcreate": _flag,
     "windows": int,
     "label_sets": int,
     "tenants": _words,

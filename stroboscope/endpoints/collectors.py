@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from stroboscope.endpoints.desk import Desk
 from stroboscope.formats.profile import Profile, ValueType
-from stroboscope.profiles import contention, heap, stacks
+from stroboscope.profiles import births, contention, heap, stacks
 
 _COUNT, _NS = "count", "nanoseconds"
 _THREADS = ValueType("threadcreate", _COUNT)
@@ -49,5 +49,5 @@ COLLECTORS: Mapping[str, Collector] = {
     "goroutine": _goroutine,
     "heap": lambda desk, is_fresh: heap.collect_heap(),
     "mutex": lambda desk, is_fresh: contention.to_profile("mutex"),
-    "threadcreate": _not_built("threadcreate", (_THREADS,), _THREADS, 1),
+    "threadcreate": lambda desk, is_fresh: births.collect_births(),
 }

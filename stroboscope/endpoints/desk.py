@@ -32,7 +32,7 @@ from stroboscope.endpoints.snapshots import Snapshots
 from stroboscope.formats.pprof import stable_address
 from stroboscope.formats.profile import Frame
 from stroboscope.formats.samples import Left
-from stroboscope.profiles import stacks
+from stroboscope.profiles import births, stacks
 from stroboscope.profiles.ages import Ages
 from stroboscope.profiles.governor import Governor
 from stroboscope.profiles.ledgers import keep_labels
@@ -133,6 +133,7 @@ class Desk:
         self._watches = False
         self.knobs.on_change("latency_buckets", self._set_bounds)
         self.knobs.on_change("stall_threshold_ms", self._watch)
+        self.knobs.on_change("threadcreate", births.switch)
         self.knobs.on_change("trace_fraction", recorder.set_fraction)
         self.knobs.on_change("flight_recorder", recorder.set_flight)
         os.register_at_fork(after_in_child=self._after_fork)

@@ -79,6 +79,13 @@ def knobs_of(settings: Settings, clock: Clock = SYSTEM) -> Knobs:
                 "A loop that is late by more is a stall; 0 watches nothing.",
             ),
             Knob(
+                "threadcreate",
+                s.threadcreate,
+                flag,
+                _presets(True, True),
+                "Whether starts of threads are counted.",
+            ),
+            Knob(
                 "latency_buckets",
                 list(s.latency_buckets),
                 _bounds,

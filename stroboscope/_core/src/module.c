@@ -7,6 +7,7 @@
 #include <Python.h>
 #include <structmember.h>
 
+#include "births.h"
 #include "cell.h"
 #include "contention.h"
 #include "drainer.h"
@@ -102,6 +103,7 @@ after_fork(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
     sb_rest_after_fork();
     sb_wall_after_fork();
     sb_samples_after_fork();
+    sb_births_after_fork();
     sb_publishing(0);
     sb_heap_after_fork();
     sb_ledgers_after_fork();
@@ -354,7 +356,8 @@ execute(PyObject *module)
                  sb_trace_init(module) < 0 || sb_timeline_init(module) < 0 ||
                  sb_contention_init(module) < 0 ||
                  sb_locks_init(module) < 0 || sb_waits_init(module) < 0 ||
-                 sb_rest_init(module) < 0 || sb_wall_init(module) < 0;
+                 sb_rest_init(module) < 0 || sb_wall_init(module) < 0 ||
+                 sb_births_init(module) < 0;
     return failed ? -1 : 0;
 }
 
