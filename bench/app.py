@@ -1,5 +1,6 @@
 """The served application of `bench.requests`: some CPU, a label, a profiler if told."""
 
+import asyncio
 import contextlib
 import hashlib
 import os
@@ -60,6 +61,16 @@ def fastapi():
     from fastapi import FastAPI
 
     app = FastAPI()
+    suspended = set()
+
+    async def waits():
+        await asyncio.get_running_loop().create_future()
+
+    async def suspend():
+        for _ in range(int(os.environ.get("BENCH_SUSPENDED", "0"))):
+            suspended.add(asyncio.create_task(waits()))
+
+    app.router.add_event_handler("startup", suspend)
 
     @app.get("/work/{item}")
     async def endpoint(item: int):

@@ -18,7 +18,6 @@ import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench.receiver import Receiver
 from stroboscope.auth.keys import generate_key
 from stroboscope.auth.tokens import Tokens
 from stroboscope.settings import Settings
@@ -35,7 +34,7 @@ SERVERS = {
 
 
 @contextmanager
-def serving(server, peer="", receiver=""):
+def serving(server, peer="", receiver="", suspended=0):
     """A server's port and process."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -49,6 +48,7 @@ def serving(server, peer="", receiver=""):
             "STROBOSCOPE_KEYS": KEY,
             "BENCH_PEER": peer,
             "BENCH_RECEIVER": receiver,
+            "BENCH_SUSPENDED": str(suspended),
             "DD_TRACE_AGENT_URL": receiver or "http://127.0.0.1:9",
             "DD_TRACE_ENABLED": "false",
             "DD_INSTRUMENTATION_TELEMETRY_ENABLED": "0",
@@ -102,7 +102,7 @@ def per_request_us(port, pid):
     return (cpu_ns(pid) - before) / REQUESTS / 1000
 
 
-def sampled_us(port, pid):
+def sampled_us(port, pid, name="profile"):
     """The same with a profile over all of it, its end and encoding included."""
     token = Tokens(Settings(keys=(KEY,), service="bench")).mint(["profile"], 3600)
     took = time.monotonic()
@@ -111,7 +111,7 @@ def sampled_us(port, pid):
 
     def profile():
         request = urllib.request.Request(
-            f"http://127.0.0.1:{port}/debug/pprof/profile?seconds={took:.2f}",
+            f"http://127.0.0.1:{port}/debug/pprof/{name}?seconds={took:.2f}",
             headers={"Authorization": f"Bearer {token}"},
         )
         urllib.request.urlopen(request).read()
@@ -133,7 +133,19 @@ def ours(server):
     return pairs
 
 
+def walled():
+    """A wall profile, beside a thousand suspended tasks."""
+    pairs = []
+    with serving("uvicorn", suspended=1000) as (port, pid):
+        requests(port)
+        for _ in range(ROUNDS):
+            pairs.append((per_request_us(port, pid), sampled_us(port, pid, "wall")))
+    return pairs
+
+
 def theirs(server, peer):
+    from bench.receiver import Receiver  # needs what only the peers need
+
     receiver = Receiver()
     pairs = []
     with (
@@ -147,7 +159,10 @@ def theirs(server, peer):
 
 
 def main(server, peer):
-    pairs = theirs(server, peer) if peer else ours(server)
+    if peer == "wall":
+        pairs = walled()
+    else:
+        pairs = theirs(server, peer) if peer else ours(server)
     ratio = statistics.median(after / before for before, after in pairs)
     best = min(p[1] for p in pairs) / min(p[0] for p in pairs)
     return {
