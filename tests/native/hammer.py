@@ -26,12 +26,12 @@ from collections.abc import Callable, Iterator
 from stroboscope import log, region, task
 from stroboscope._core import LABELS, Capture, LabelCell, _native, engine
 from stroboscope._core.contention import contention
-from stroboscope.errors import EngineUnavailable
+from stroboscope.errors import EngineUnavailable, WindowsExhausted
 from stroboscope.formats import perfetto
 from stroboscope.formats.profile import Profile
 from stroboscope.formats.timeline import Timeline
 from stroboscope.labels import TABLE, label_set
-from stroboscope.profiles import heap
+from stroboscope.profiles import heap, stacks, wall
 from stroboscope.tracing import recorder
 
 VARIABLES = [contextvars.ContextVar[int](f"v{i}") for i in range(200)]
@@ -268,8 +268,26 @@ def recorder_comes_and_goes() -> None:
             perfetto.encode(Timeline.read(block))
 
 
+WALL: Counter[str] = Counter()
+
+
+def stacks_are_read_at_rest() -> None:
+    """All threads and tasks, and a short wall profile, whose labels are judged too."""
+    stacks.to_profile(stacks.snapshot(), 1)
+    try:
+        profile = wall.collect_wall(0.03, lambda window: None, windows=8)
+    except WindowsExhausted:
+        return
+    for sample in profile.samples:
+        names = {frame.function for frame in sample.stack} & {"burn_a", "burn_b"}
+        label = dict(sample.labels).get("name")
+        if label and len(names) == 1:
+            WALL["right" if label == names.pop()[-1] else "wrong"] += 1
+
+
 WORK = (
     locks_are_fought_over,
+    stacks_are_read_at_rest,
     memory_comes_and_goes,
     memory_comes_and_goes,
     heap_switches,
@@ -395,11 +413,13 @@ def main(seconds: float) -> int:
     print(dict(seen), {k: v for k, v in counters.items() if v}, _native.heap_info())
     for failure in failures:
         print("failed:", repr(failure))
+    print("wall", dict(WALL))
     wrong = (
         seen["wrong"]
         + seen["left wrong"]
         + seen["heap wrong"]
         + seen["heap below zero"]
+        + WALL["wrong"]
     )
     looked = seen["right"] and seen["heap right"] and seen["left"]
     return 1 if failures or wrong or not looked else 0
