@@ -1,5 +1,6 @@
 """A real Jaeger, built once into a cache outside of the repository."""
 
+import json
 import os
 import shutil
 import socket
@@ -57,9 +58,16 @@ class Jaeger:
         (found,) = httpx.get(f"{self.query_url}/api/traces/{trace_id}").json()["data"]
         return dict(found)
 
-    def slow(self, service: str, least_ms: int) -> dict[str, Any]:
-        """The trace of a service that has so slow a span, once it has come."""
-        asked = {"service": service, "minDuration": f"{least_ms}ms", "limit": "20"}
+    def slow(self, service: str, endpoint: str, least_ms: int) -> dict[str, Any]:
+        """The trace that has so slow a span of an endpoint, once it has come.
+
+        The first answer of a server, to whatever asks for it, is slow as well.
+        """
+        asked = {
+            "service": service,
+            "minDuration": f"{least_ms}ms",
+            "tags": json.dumps({"stroboscope.endpoint": endpoint}),
+        }
         for _ in range(150):
             answer = httpx.get(f"{self.query_url}/api/traces", params=asked)
             found = answer.json().get("data") or []

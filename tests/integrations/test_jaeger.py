@@ -38,7 +38,7 @@ def test_a_slow_trace_leads_to_its_timeline_and_back(
     ) as (base, _):
         for number in (1, 2, SLOW_MS, 3):
             httpx.get(f"{base}/item/{number}").raise_for_status()
-        found = backend.slow(service, SLOW_MS - 10)
+        found = backend.slow(service, "/item/{item}", SLOW_MS - 10)
         headers = {"Authorization": f"Bearer {token('trace')}"}
         answer = httpx.get(f"{base}/debug/tasks/{found['traceID']}", headers=headers)
         assert answer.status_code == 200, (answer.text, answer.headers)
