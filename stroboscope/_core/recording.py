@@ -24,13 +24,17 @@ try:
         trace_capture_drain,
         trace_capture_end,
         trace_close,
+        trace_count,
         trace_fraction,
+        trace_gc,
         trace_info,
         trace_open,
         trace_snapshot,
         trace_stack,
+        trace_stamps_clear,
         trace_want,
         trace_wanted,
+        trace_watched,
     )
 except ImportError:
     from stroboscope._core._pure import log, region, set_region_decorator  # type: ignore[assignment]
@@ -48,6 +52,7 @@ except ImportError:
     trace_after_fork = trace_capture_begin = trace_capture_drain = _missing
     trace_capture_end = trace_close = trace_fraction = trace_info = _missing
     trace_open = trace_snapshot = trace_stack = trace_want = _missing
+    trace_count = trace_gc = trace_stamps_clear = trace_watched = _missing
 
 #: Who wants events: the bits of `trace_want` and `trace_wanted`.
 FLIGHT, CAPTURE = 1, 2
@@ -73,11 +78,15 @@ __all__ = [
     "trace_capture_drain",
     "trace_capture_end",
     "trace_close",
+    "trace_count",
     "trace_fraction",
+    "trace_gc",
     "trace_info",
     "trace_open",
     "trace_snapshot",
     "trace_stack",
+    "trace_stamps_clear",
     "trace_want",
     "trace_wanted",
+    "trace_watched",
 ]

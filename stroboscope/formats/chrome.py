@@ -14,12 +14,14 @@ from typing import Any
 from stroboscope.formats.timeline import (
     EXCEPTION,
     FAILED,
+    FREED,
     INSTANT,
     LABEL,
     LOG,
     OF_THREAD,
     OPEN_LEFT,
     OPEN_RIGHT,
+    QUEUED,
     Span,
     Task,
     Timeline,
@@ -149,6 +151,12 @@ class _Chrome:
         args: Event = {"thread": span.thread, **_open(span.flags)}
         if span.flags & FAILED:
             args["failed"] = "yes"
+        if span.flags & OF_THREAD and span.task:
+            args["task"] = span.task
+        if span.flags & QUEUED:
+            args["queued_us"] = span.lane
+        if span.flags & FREED:
+            args["collected"] = span.lane
         name = self._line.name(span.name)
         return self._slice(span.begin_ns, span.end_ns, tid, name, args)
 

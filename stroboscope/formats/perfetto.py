@@ -19,7 +19,7 @@ _THREADS, _RUNS, _COUNTERS = 0x1000, 0x20000, 0x40000
 #: Names of debug annotations, from 1 on.
 _NOTES = (
     *("task", "method", "status", "trace_id", "span_id", "parent", "open", "failed"),
-    *("message", "exception", "thread", "ended_on_thread"),
+    *("message", "exception", "thread", "ended_on_thread", "queued_us", "collected"),
 )
 _REALTIME, _MONOTONIC, _BOOTTIME = 1, 3, 6
 _BEGIN, _END, _INSTANT = 1, 2, 3

@@ -20,6 +20,9 @@ from stroboscope.errors import RecordingFormatError
 #: Bits of `flags`: begun before or not ended within the recording; ended by an
 #: exception; a span of the thread and not of a task; a task that was alive at the end.
 OPEN_LEFT, OPEN_RIGHT, FAILED, OF_THREAD, ALIVE = 1, 2, 4, 8, 16
+#: Of a thread's span: `lane` is how many us it had waited for its turn; or how many
+#: objects a collection freed.
+QUEUED, FREED = 32, 64
 #: Kinds of notes.
 LABEL, LOG, EXCEPTION, INSTANT = 7, 11, 12, 19
 

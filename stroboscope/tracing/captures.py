@@ -10,6 +10,11 @@ from stroboscope.formats import chrome, perfetto
 from stroboscope.formats.callstacks import Callstacks
 from stroboscope.formats.callstacks import encode as encode_callstacks
 from stroboscope.formats.timeline import Timeline
+from stroboscope.tracing.extras import Collector
+from stroboscope.tracing.extras.callbacks import LoopCallbacks
+from stroboscope.tracing.extras.counters import Counters
+from stroboscope.tracing.extras.garbage import Collections
+from stroboscope.tracing.extras.pools import PoolJobs
 from stroboscope.tracing.extras.samples import CpuSamples
 from stroboscope.tracing.kept import KEPT
 from stroboscope.tracing.recorder import recorder
@@ -33,13 +38,17 @@ def record(
     """
     samples = CpuSamples(seconds)
     before_ns = _own_cpu_ns()
-    taken = recorder.capture(seconds, is_cancelled, [samples])
+    taken = recorder.capture(seconds, is_cancelled, [*_collectors(), samples])
     cpu_us = (_own_cpu_ns() - before_ns) // 1000
     said = (*facts, ("seconds", f"{seconds:g}"), ("ended", taken.ended))
     said = (*said, *taken.facts, ("own_cpu_us", cpu_us))
     timeline = Timeline.read(taken.block)
     KEPT.keep(timeline)
     return encode(timeline, form, said, breathe, samples.callstacks)
+
+
+def _collectors() -> list[Collector]:
+    return [Collections(), Counters(), LoopCallbacks(), PoolJobs()]
 
 
 def _own_cpu_ns() -> int:

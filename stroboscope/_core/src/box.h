@@ -55,6 +55,10 @@ enum sb_event_kind {
     SB_THREAD_END = 17,
     SB_COUNTER = 18, /* name; value in argument (low) and lane (high) */
     SB_INSTANT = 19, /* a moment on the thread's own track; name; argument */
+    SB_CALL_BEGIN = 21, /* as THREAD_BEGIN, of a call that waited in a queue and runs for
+                           the task; lane: for so many us, UINT32_MAX unknown */
+    SB_CALL_END = 22,
+    SB_GC_END = 23,  /* as THREAD_END; lane: objects it freed */
     SB_RUN = 20,     /* the task ran on the thread from `time_ns` on, for so many ns in
                         argument (low) and lane (high) */
 };

@@ -11,6 +11,7 @@
 #include "cell.h"
 #include "contention.h"
 #include "drainer.h"
+#include "extras.h"
 #include "heap.h"
 #include "ledger.h"
 #include "locks.h"
@@ -108,6 +109,7 @@ after_fork(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
     sb_heap_after_fork();
     sb_ledgers_after_fork();
     sb_trace_after_fork();
+    sb_extras_after_fork();
     sb_contention_after_fork();
     Py_RETURN_NONE;
 }
@@ -354,6 +356,7 @@ execute(PyObject *module)
                  sb_heap_init(module) < 0 || sb_watch_init(module) < 0 ||
                  sb_samples_init(module) < 0 ||
                  sb_trace_init(module) < 0 || sb_timeline_init(module) < 0 ||
+                 sb_extras_init(module) < 0 ||
                  sb_contention_init(module) < 0 ||
                  sb_locks_init(module) < 0 || sb_waits_init(module) < 0 ||
                  sb_rest_init(module) < 0 || sb_wall_init(module) < 0 ||

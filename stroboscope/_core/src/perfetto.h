@@ -25,7 +25,7 @@ enum {
 /* Interned names of annotations, in this order, from 1 on. */
 enum { SB_NOTE_TASK = 1, SB_NOTE_KIND, SB_NOTE_STATUS, SB_NOTE_TRACE, SB_NOTE_SPAN,
        SB_NOTE_PARENT, SB_NOTE_OPEN, SB_NOTE_FAILED, SB_NOTE_MESSAGE, SB_NOTE_EXCEPTION,
-       SB_NOTE_THREAD, SB_NOTE_THREAD_END };
+       SB_NOTE_THREAD, SB_NOTE_THREAD_END, SB_NOTE_QUEUED, SB_NOTE_FREED };
 
 typedef struct {
     const sb_task_out *tasks;

@@ -111,6 +111,19 @@ push(writing *w, stack *open, const sb_span_out *span)
     open->spans[open->depth++] = span;
 }
 
+/* What a slice of a thread says beside its name. */
+static void
+put_note_of_thread(writing *w, const sb_span_out *span)
+{
+    if (span->task) {
+        put_note_number(w, SB_NOTE_TASK, span->task);
+    }
+    if (span->flags & (SB_QUEUED | SB_FREED)) {
+        uint32_t note = span->flags & SB_QUEUED ? SB_NOTE_QUEUED : SB_NOTE_FREED;
+        put_note_number(w, note, span->lane);
+    }
+}
+
 static void
 begin_span(writing *w, const sb_span_out *span, uint64_t number, uint64_t flow)
 {
@@ -118,6 +131,9 @@ begin_span(writing *w, const sb_span_out *span, uint64_t number, uint64_t flow)
     put_name(w, span->name);
     put_note_number(w, SB_NOTE_THREAD, span->thread);
     put_note_open(w, span->flags);
+    if (span->flags & SB_OF_THREAD) {
+        put_note_of_thread(w, span);
+    }
     if (flow) {
         put_fixed64(&w->event, 47, flow);
     }

@@ -6,6 +6,8 @@
 #include "box.h"
 #include "map.h"
 
+#define NO_ROW UINT32_MAX
+
 /* While reading. */
 typedef struct {
     sb_timeline *out;
@@ -14,6 +16,7 @@ typedef struct {
     map tasks; /* serial -> row */
     map open;  /* pair -> row of the span that is open */
     map threads; /* index -> row of its run that goes on */
+    map calls;   /* index -> row of the exact run of the call there */
 } reading;
 
 /* ---- rows ------------------------------------------------------------------------ */
@@ -176,6 +179,7 @@ end_span(reading *read, const sb_event *event, uint64_t serial, uint32_t flags)
     span->end_ns = event->time_ns < span->begin_ns ? span->begin_ns : event->time_ns;
     span->end_thread = (event->head >> 8) & 0xffff;
     span->flags = (span->flags & ~(uint32_t)SB_OPEN_RIGHT) | flags;
+    span->lane = flags & SB_FREED ? event->lane : span->lane;
 }
 
 static void
@@ -196,7 +200,9 @@ note_run(reading *read, const sb_event *event, uint64_t serial)
 {
     uint32_t thread = (event->head >> 8) & 0xffff;
     int64_t row = map_get(&read->threads, thread);
-    sb_run_out *run = row < 0 ? NULL : (sb_run_out *)read->out->runs.items + (size_t)row;
+    sb_run_out *run = row < 0 || row == NO_ROW
+                          ? NULL
+                          : (sb_run_out *)read->out->runs.items + (size_t)row;
     if (run != NULL && run->task == serial) {
         run->end_ns = event->time_ns;
         return;
@@ -210,6 +216,39 @@ note_run(reading *read, const sb_event *event, uint64_t serial)
         return;
     }
     *run = (sb_run_out){event->time_ns, event->time_ns, serial, thread, 0};
+}
+
+/* A call on a thread is exactly when it is at work for the call's task. */
+static void
+begin_call(reading *read, const sb_event *event, uint64_t serial)
+{
+    uint32_t thread = (event->head >> 8) & 0xffff;
+    int is_known = event->lane != UINT32_MAX;
+    begin_span(read, event, serial, SB_OF_THREAD | (is_known ? SB_QUEUED : 0));
+    sb_run_out *run = serial ? add_row(read, &read->out->runs) : NULL;
+    if (run != NULL) {
+        *run = (sb_run_out){event->time_ns, event->time_ns, serial, thread, 1};
+    }
+    uint32_t row = run ? (uint32_t)(read->out->runs.count - 1) : NO_ROW;
+    if (map_set(&read->threads, thread, row) < 0 ||
+        map_set(&read->calls, thread, row) < 0) {
+        read->out->no_memory = 1;
+    }
+}
+
+static void
+end_call(reading *read, const sb_event *event, uint64_t serial)
+{
+    uint32_t thread = (event->head >> 8) & 0xffff;
+    end_span(read, event, serial, SB_OF_THREAD);
+    int64_t row = map_get(&read->calls, thread);
+    if (row >= 0 && row != NO_ROW) {
+        ((sb_run_out *)read->out->runs.items)[row].end_ns = event->time_ns;
+    }
+    if (row >= 0) { /* what comes next there is another run */
+        map_set(&read->threads, thread, NO_ROW);
+        map_set(&read->calls, thread, NO_ROW);
+    }
 }
 
 static void
@@ -239,6 +278,14 @@ read_event(reading *read, const sb_event *event)
 {
     uint64_t serial = event->head >> 24;
     uint32_t kind = event->head & 0xff;
+    if (kind == SB_CALL_BEGIN) { /* whose lane is none */
+        begin_call(read, event, serial);
+        return;
+    }
+    if (kind == SB_CALL_END) {
+        end_call(read, event, serial);
+        return;
+    }
     sb_task_out *task = serial ? task_of(read, serial, event) : NULL;
     switch (kind) {
     case SB_REGION_BEGIN:
@@ -253,6 +300,9 @@ read_event(reading *read, const sb_event *event)
         return;
     case SB_THREAD_END:
         end_span(read, event, serial, SB_OF_THREAD);
+        return;
+    case SB_GC_END:
+        end_span(read, event, serial, SB_OF_THREAD | SB_FREED);
         return;
     case SB_COUNTER:
         add_count(read, event);
@@ -361,6 +411,7 @@ sb_timeline_read(sb_timeline *out, const char *block, size_t bytes)
     map_free(&read.tasks);
     map_free(&read.open);
     map_free(&read.threads);
+    map_free(&read.calls);
     if (!out->no_memory) {
         out->no_memory = sb_lay_tracks(out) < 0;
     }

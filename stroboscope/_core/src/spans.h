@@ -17,6 +17,8 @@ enum {
     SB_FAILED = 4,     /* it ended by an exception */
     SB_OF_THREAD = 8,  /* a span on the thread's own track, not the task's */
     SB_ALIVE = 16,     /* a task that was alive at the end */
+    SB_QUEUED = 32,    /* a thread's span that had waited `lane` us for its turn */
+    SB_FREED = 64,     /* a collection that freed `lane` objects */
 };
 
 typedef struct {

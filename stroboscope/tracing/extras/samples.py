@@ -52,6 +52,7 @@ class CpuSamples(Collector):
         )
         facts: list[Fact] = [
             ("cpu_samples", len(moments)),
+            ("cpu_samples_periods", periods),
             ("cpu_samples_hz_asked", HZ),
             ("cpu_samples_hz", true_hz),
             ("cpu_samples_beyond_limit", late),
