@@ -41,7 +41,7 @@ if share:
     threading.Thread(target=burn, daemon=True).start()
 if sys.argv[5] == "listens":
     surface.wake()
-    while surface.desk.door():
+    while surface.desk.doors.socket_failure:
         time.sleep(0.01)
 print("ready", flush=True)
 sys.stdin.read()

@@ -116,8 +116,8 @@ LABELS: ContextVar[LabelCell | None] = ContextVar("stroboscope_labels", default=
 
 
 class _Counts:
-    def __init__(self) -> None:
-        self.start_ns = time.monotonic_ns()
+    def __init__(self, start_ns: int) -> None:
+        self.start_ns = max(start_ns, time.monotonic_ns())
         self.stacks: dict[tuple[Frame, ...], int] = {}
 
 
@@ -176,18 +176,21 @@ class PortableDriver:
         del described
         return _pure_rest.walk(tasks, see, breathe, self._excluded, LABELS)
 
-    def open(self, moments: int) -> int:
-        """Open a window; samples from now on belong to it, and none is kept by itself."""
+    def open(self, moments: int, start_ns: int) -> int:
+        """Open a window; samples from now or `start_ns` on belong to it.
+
+        None is kept by itself.
+        """
         del moments
         handle = next(self._handles)
-        self._open[handle] = _Counts()
+        self._open[handle] = _Counts(start_ns)
         return handle
 
     def close(self, handle: int, *, last: bool) -> Capture:
         """Hand out what a window has counted."""
         del last
         counts = self._open.pop(handle)
-        duration_ns = time.monotonic_ns() - counts.start_ns
+        duration_ns = max(0, time.monotonic_ns() - counts.start_ns)
         frames: dict[Frame, int] = {}
         stacks: list[tuple[int, ...]] = []
         rows: list[Row] = []
@@ -242,9 +245,11 @@ class PortableDriver:
             frames = sys._current_frames()
             native = {t.ident: t.native_id for t in threading.enumerate()}
             spent = self._spent_ns({i: native.get(i) for i in frames})
+            now_ns = time.monotonic_ns()
+            begun = [one for one in list(self._open.values()) if one.start_ns <= now_ns]
             for ident, ns in spent.items():
                 stack = _stack(frames[ident])
-                for counts in list(self._open.values()):
+                for counts in begun:
                     counts.stacks[stack] = counts.stacks.get(stack, 0) + ns
             del frames
             self._own_cpu_ns = before_ns + time.thread_time_ns()

@@ -44,7 +44,7 @@ class Driver(Protocol):
         *,
         described: bool,
     ) -> AtRest: ...
-    def open(self, moments: int) -> int: ...
+    def open(self, moments: int, start_ns: int) -> int: ...
     def close(self, handle: int, *, last: bool) -> Capture: ...
     def after_fork(self) -> None: ...
     def start_thread(self, target: Callable[[], object]) -> None: ...
@@ -69,9 +69,12 @@ def _nothing() -> None:
 class Window:
     """One subscription to the shared sampler. Close it, always."""
 
-    def __init__(self, engine: Engine, handle: int, ends_s: float, hz: int) -> None:
+    def __init__(
+        self, engine: Engine, handle: int, ends_s: float, hz: int, start_ns: int
+    ) -> None:
         self.ends_s = ends_s
         self.hz = hz
+        self._starts_s = start_ns / _NS
         self._engine = engine
         self._handle = handle
         self._cancelled = False
@@ -79,11 +82,13 @@ class Window:
         self._capture: Capture | None = None
 
     def wait(self, seconds: float, each: Callable[[], object] = _nothing) -> bool:
-        """Block; true when the time has passed, false when it was cancelled.
+        """Block; true when so much time has passed since the window's start.
+
+        False when it was cancelled.
 
         `each` is called about twenty times a second meanwhile.
         """
-        end = time.monotonic() + seconds
+        end = max(time.monotonic(), self._starts_s) + seconds
         while not self._cancelled:
             left = end - time.monotonic()
             if left <= 0:
@@ -133,13 +138,15 @@ class Engine:
         seconds: float = 30.0,
         limit: int = 4,
         moments: int = 0,
+        start_ns: int = 0,
     ) -> Window:
         """Start collecting.
 
         Args: `hz` is asked of the first window and shared by those that join;
         `seconds` is how long the caller means to stay, and what refused callers are
         told to wait for. With `moments`, so many samples are kept one by one as well,
-        and all are taken at least at its rate while it is open.
+        and all are taken at least at its rate while it is open. `start_ns` of
+        CLOCK_MONOTONIC is when samples begin to count, where that is not now.
         Raises: WindowsExhausted beyond `limit`; EngineUnavailable.
         """
         with self._lock:
@@ -152,13 +159,14 @@ class Engine:
                 self._driver.start(_NS // hz)
                 self._hz = hz
             try:
-                handle = self._driver.open(moments)
+                handle = self._driver.open(moments, start_ns)
             except RuntimeError as error:
                 if not self._windows:
                     self._driver.stop()
                 raise EngineUnavailable(str(error)) from error
             shared = hz if moments or not self._windows else self._hz
-            window = Window(self, handle, time.monotonic() + seconds, shared)
+            ends_s = max(time.monotonic(), start_ns / _NS) + seconds
+            window = Window(self, handle, ends_s, shared, start_ns)
             self._windows.add(window)
             self._settle()
             return window

@@ -108,10 +108,10 @@ class NativeDriver:
         self._bootstrap = original
         threading.Thread._bootstrap_inner = _native.wrap_bootstrap(original)  # type: ignore[attr-defined]
 
-    def open(self, moments: int) -> int:
-        """Open a window; samples from now on belong to it."""
+    def open(self, moments: int, start_ns: int) -> int:
+        """Open a window; samples from now or `start_ns` on belong to it."""
         self._before = _native.info()
-        return _native.window_open(moments)
+        return _native.window_open(moments, start_ns)
 
     def close(self, handle: int, *, last: bool) -> Capture:
         """Stop the window, read it slice by slice, and free it.
@@ -120,8 +120,8 @@ class NativeDriver:
         requests may go. Blocks some milliseconds for large windows, never long with
         the GIL.
         """
-        end_ns = time.time_ns()
         extent = _native.window_stop(handle)
+        end_ns = time.time_ns() - (time.monotonic_ns() - extent["stop_ns"])
         try:
             self._resolve_live_cells()
             rows: list[Row] = slices(

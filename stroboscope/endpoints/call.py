@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from stroboscope._core import engine
 from stroboscope._http.messages import JSON, Request, Response
 from stroboscope.auth.tokens import Grant
 from stroboscope.endpoints.desk import Desk
+
+_STEP_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +27,15 @@ class Call:
     name: str = ""
     #: Another worker asks: it joins the answers, this one answers for itself.
     is_peer: bool = False
+    #: When a capture begins, on CLOCK_MONOTONIC, in all workers at once; 0 for now.
+    start_ns: int = 0
+
+    def until_start(self) -> None:
+        """Block until a capture shall begin, or its client is gone."""
+        while (left_ns := self.start_ns - time.monotonic_ns()) > 0:
+            if self.request.cancellation.cancelled:
+                return
+            engine.sleep(min(left_ns / 1e9, _STEP_S))
 
     @property
     def mount(self) -> str:

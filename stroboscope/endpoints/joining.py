@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from urllib.parse import parse_qsl, urlencode
 
-from stroboscope._http.messages import PROFILE, Response, refusal
+from stroboscope._http.messages import PROFILE, Request, Response, refusal
 from stroboscope._http.parameters import first
 from stroboscope.endpoints.call import Call
 from stroboscope.endpoints.captures import HEADER as CAPTURE
@@ -31,6 +31,11 @@ GRACE_S = 0.8
 #: The same after a capture: then all workers encode at once.
 CAPTURE_GRACE_S = 2.0
 HEADER = "X-Stroboscope-Workers"
+#: How long all workers have to hear of a capture before it begins, in nanoseconds, and
+#: the furthest moment one believes another.
+LEAD_NS = 100_000_000
+LEAD_CAP_NS = 1_000_000_000
+_START = "x-stroboscope-start"
 #: Where a worker that does not answer has left something for others.
 STACKS = "/stacks"
 #: Not sent on: which worker, and how to join, is decided here.
@@ -82,6 +87,8 @@ def _whole(
     if not call.desk.is_worker:
         return _of_others(call, path, count, seconds)
     others = _others(call)
+    if seconds and others:
+        call = count.call = replace(call, start_ns=time.monotonic_ns() + LEAD_NS)
     own, answers = _asked(call, path, count, handler, seconds, others or [])
     if own.status != 200:
         return own
@@ -114,6 +121,8 @@ def of_one(
 
 def _of_others(call: Call, path: str, count: Counted, seconds: float) -> Response:
     """The joined answer of all workers, for who is none."""
+    if seconds:
+        call = replace(call, start_ns=time.monotonic_ns() + LEAD_NS)
     answers = _answers(call, path, seconds, _others(call) or [])
     good, failed, notes = _sorted(answers)
     left = _left(call, answers) if path == STACKS else []
@@ -156,7 +165,7 @@ def _answers(
         return []
     question = Question(members, others, _request(call, path, seconds, alone))
     call.request.cancellation.on_cancel(question.close)
-    question.wait(time.monotonic() + seconds + _grace_s(seconds))
+    question.wait(_begins_s(call) + seconds + _grace_s(seconds))
     question.close()
     return question.answers
 
@@ -164,6 +173,18 @@ def _answers(
 def _nobody(call: Call, said: list[str]) -> Response:
     reason = "; ".join(["no worker answers", *said])[:300]
     return refusal(call.request, 503, reason, (("Retry-After", "1"),))
+
+
+def start_of(request: Request) -> int:
+    """When the worker that asks wants a capture to begin; 0 for now."""
+    text = request.header(_START) or ""
+    if not text.isascii() or not text.isdigit() or len(text) > 19:
+        return 0
+    return min(int(text), time.monotonic_ns() + LEAD_CAP_NS)
+
+
+def _begins_s(call: Call) -> float:
+    return max(time.monotonic(), call.start_ns / 1e9)
 
 
 def _grace_s(seconds: float) -> float:
@@ -196,7 +217,7 @@ def _asked(
     others: list[int],
 ) -> tuple[Response, list[Answer]]:
     """Our own answer, taken while the others take theirs."""
-    members, began_s = call.desk.members, time.monotonic()
+    members, began_s = call.desk.members, _begins_s(call)
     if members is None:
         raise FolderError("off")
     question = Question(members, others, _request(call, path, seconds))
@@ -255,6 +276,7 @@ def _request(call: Call, path: str, seconds: float, alone: str = "") -> bytes:
         "Host: localhost",
         f"Authorization: {PEER_SCHEME} {call.desk.gate.tokens.mint_peer(call.grant)}",
         f"Content-Length: {len(request.body)}",
+        f"{_START}: {call.start_ns}",
         *(
             # Whatever a carrier let through, it is one header here.
             f"{name}: {''.join(filter(str.isprintable, value))}"

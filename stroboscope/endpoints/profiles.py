@@ -112,6 +112,7 @@ def _timed(
             hz=desk.knobs.get("cpu_hz") if lease is None else FORENSIC_HZ,
             windows=desk.settings.windows,
             each=look,
+            start_ns=call.start_ns,
         )
     except WindowsExhausted as error:
         wait = (("Retry-After", str(error.retry_after_s)),)
@@ -148,6 +149,8 @@ def snapshot(name: str) -> Callable[[Call], Response]:
         if debug == "2" and name == "goroutine":
             blocks = _blocks(stacks_asked(call, is_fresh=False))
             return Response(200, blocks.encode("utf-8", "replace"), TEXT)
+        if seconds is not None:
+            call.until_start()
         notes = _collect_garbage(call, name)
         collected = collect(call.desk, seconds is not None)
         collected = replace(collected, comments=(*collected.comments, *notes))

@@ -301,7 +301,8 @@ class Surface:
             # One that is asked alone answers as if its own client had asked.
             is_alone = first(request.query, "worker") is not None
             is_peer = admitted.admission.is_peer and not is_alone
-            call = Call(request, grant, self.desk, name, is_peer)
+            start_ns = joining.start_of(request) if is_peer else 0
+            call = Call(request, grant, self.desk, name, is_peer, start_ns)
             if admitted.admission.share is not None:
                 return self._shared(admitted.admission.share, call)
             return _handled(call, entry.endpoint, admitted.action)

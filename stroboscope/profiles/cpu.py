@@ -31,14 +31,16 @@ def collect_cpu(
     hz: int = 100,
     windows: int = 4,
     each: Callable[[], object] = lambda: None,
+    start_ns: int = 0,
 ) -> Profile:
-    """CPU time by stack and label over `seconds` from now.
+    """CPU time by stack and label over `seconds` from now, or from a later moment.
 
     `on_window` gets the open window, to cancel it; a cancelled profile holds what was
-    collected until then. `each` is called about twenty times a second meanwhile.
+    collected until then. `each` is called about twenty times a second meanwhile;
+    `start_ns` is that moment of CLOCK_MONOTONIC.
     Raises: WindowsExhausted, EngineUnavailable.
     """
-    window = engine.open_window(hz, seconds=seconds, limit=windows)
+    window = engine.open_window(hz, seconds=seconds, limit=windows, start_ns=start_ns)
     try:
         on_window(window)
         complete = window.wait(seconds, each)

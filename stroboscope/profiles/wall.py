@@ -50,18 +50,20 @@ def collect_wall(
     windows: int = 4,
     each: Callable[[], object] = lambda: None,
     loops: Callable[[], Iterable[asyncio.AbstractEventLoop]] = tuple,
+    start_ns: int = 0,
 ) -> Profile:
     """Time of every thread and suspended task over `seconds` from now, labelled.
 
-    `on_window` and `each` as in `collect_cpu`, with which windows are shared.
+    `on_window`, `each` and `start_ns` as in `collect_cpu`, with which windows are shared.
     Raises: WindowsExhausted, EngineUnavailable.
     """
     if _ticker is None:
         raise EngineUnavailable("time off the CPU is seen by the C engine only")
-    window = engine.open_window(hz, seconds=seconds, limit=windows)
+    window = engine.open_window(hz, seconds=seconds, limit=windows, start_ns=start_ns)
     try:
         on_window(window)
         keep_labels(TABLE.cap)
+        window.wait(0.0)
         handle = _ticker.open(loops)
         try:
             complete = window.wait(seconds, each)

@@ -88,6 +88,28 @@ def test_sample_count_is_cpu_time_times_rate() -> None:
     assert capture.duration_ns >= 1e9
 
 
+def test_a_window_may_begin_later() -> None:
+    """What ran before that moment is not in it; waiting begins then, too."""
+    start_ns = time.monotonic_ns() + 400_000_000
+    window = engine.open_window(250, start_ns=start_ns)
+    while time.monotonic_ns() < start_ns - 100_000_000:
+        burn_a(0.01)
+    while time.monotonic_ns() < start_ns:
+        time.sleep(0.01)
+    burn_b(0.2)
+    assert window.wait(0.1)
+    waited_ns = time.monotonic_ns() - start_ns
+    capture = window.close()
+    early = engine.open_window(start_ns=time.monotonic_ns() + 10**12)
+    burn_a(0.1)
+    empty = early.close()
+
+    assert {key[0] for key in by_function_and_label(capture)} == {"b"}
+    assert waited_ns >= 100_000_000
+    assert abs(capture.duration_ns - waited_ns) < 50_000_000
+    assert (empty.rows, empty.duration_ns) == ([], 0)
+
+
 def test_labels_follow_threads_that_start_during_a_window() -> None:
     """A thread started in a window is armed at once and reads its own context."""
 

@@ -137,13 +137,18 @@ info(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
 }
 
 static PyObject *
-window_open(PyObject *Py_UNUSED(module), PyObject *argument)
+window_open(PyObject *Py_UNUSED(module), PyObject *args)
 {
-    size_t moments = PyLong_AsSize_t(argument);
-    if (PyErr_Occurred()) {
+    Py_ssize_t moments;
+    unsigned long long start_ns;
+    if (!PyArg_ParseTuple(args, "nK", &moments, &start_ns)) {
         return NULL;
     }
-    int handle = sb_window_open(moments);
+    if (moments < 0) {
+        PyErr_SetString(PyExc_ValueError, "fewer moments than none");
+        return NULL;
+    }
+    int handle = sb_window_open((size_t)moments, start_ns);
     if (handle < 0) {
         PyErr_SetString(PyExc_RuntimeError, "all windows are in use");
         return NULL;
@@ -332,7 +337,7 @@ static PyMethodDef methods[] = {
     {"exclude_current_thread", exclude_current_thread, METH_NOARGS,
      "Never sample the calling thread."},
     {"info", info, METH_NOARGS, "Counters and states."},
-    {"window_open", window_open, METH_O, "Open a window; its handle."},
+    {"window_open", window_open, METH_VARARGS, "Open a window from a moment on."},
     {"window_stop", window_stop, METH_O, "Stop a window; its extent."},
     {"window_free", window_free, METH_O, "Forget a window."},
     {"window_rows", window_rows, METH_VARARGS, "Rows of a window, a slice."},

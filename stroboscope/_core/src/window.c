@@ -119,7 +119,7 @@ sb_windows_open(void)
 }
 
 int
-sb_window_open(size_t moments)
+sb_window_open(size_t moments, uint64_t start_ns)
 {
     for (int i = 0; i < SB_WINDOWS_MAX; i++) {
         if (!windows[i].in_use) {
@@ -127,7 +127,8 @@ sb_window_open(size_t moments)
             windows[i].in_use = 1;
             windows[i].moments_max = moments;
             sb_stacks_use(SB_OF_WINDOWS);
-            windows[i].start_ns = sb_now_ns();
+            uint64_t now_ns = sb_now_ns();
+            windows[i].start_ns = start_ns > now_ns ? start_ns : now_ns;
             return i;
         }
     }
@@ -139,7 +140,9 @@ sb_window_stop(int handle)
 {
     sb_windows_drain();
     if (windows[handle].stop_ns == 0) {
-        windows[handle].stop_ns = sb_now_ns();
+        /* One that ends before it began is empty, not shorter than nothing. */
+        uint64_t now_ns = sb_now_ns(), start_ns = windows[handle].start_ns;
+        windows[handle].stop_ns = now_ns > start_ns ? now_ns : start_ns;
     }
     sb_windows_drain();
 }

@@ -14,9 +14,10 @@
 
 #define SB_WINDOWS_MAX 16
 
-/* Open a window; its handle, or -1 when all are in use. It keeps the moments of its first
- * `moments` samples as well. */
-int sb_window_open(size_t moments);
+/* Open a window for samples from now on, or from a later moment of CLOCK_MONOTONIC; its
+ * handle, or -1 when all are in use. It keeps the moments of its first `moments` samples
+ * as well. */
+int sb_window_open(size_t moments, uint64_t start_ns);
 /* Close it for samples; it can still be read. */
 void sb_window_stop(int handle);
 /* Forget it. */
