@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from stroboscope._core.capture import Frame
+from stroboscope._core.flat import FlatStacks
 
 #: States of a task, as the C walk numbers them.
 SUSPENDED, RUNNING, CREATED = 1, 2, 3
@@ -53,7 +54,7 @@ class AtRest:
     """
 
     frames: list[Frame] = field(default_factory=list)
-    stacks: list[tuple[int, ...]] = field(default_factory=list)
+    stacks: list[tuple[int, ...]] | FlatStacks = field(default_factory=list)
     threads: list[ThreadRow] = field(default_factory=list)
     tasks: array[int] = field(default_factory=lambda: array("q"))
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from stroboscope._core.flat import FlatStacks
+
 #: (file, qualified name, first line, line)
 Frame = tuple[str, str, int, int]
 #: (index into stacks, cell serial or 0, samples, nanoseconds)
@@ -42,7 +44,7 @@ class Capture:
     duration_ns: int
     period_ns: int
     frames: list[Frame]
-    stacks: list[tuple[int, ...]]
+    stacks: list[tuple[int, ...]] | FlatStacks
     rows: list[Row]
     chains: dict[int, tuple[object, ...]]
     notes: list[str]

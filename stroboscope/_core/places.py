@@ -6,11 +6,13 @@ that are asked for are read.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from stroboscope._core import _native
-from stroboscope._core.capture import Frame
+from stroboscope._core.capture import TRUNCATED, Frame
+from stroboscope._core.flat import FlatStacks
 
 T = TypeVar("T")
 
@@ -18,6 +20,10 @@ T = TypeVar("T")
 SLICE = 500
 #: Pause after each slice: a waiting thread needs a moment to take the GIL.
 BREATH_S = 0.0001
+#: Stacks read per call, each of up to 128 numbers.
+STACKS_SLICE = 50
+#: Ids looked at between two pauses.
+IDS_SLICE = 2000
 
 
 def slices(total: int, read: Callable[[int, int], list[T]]) -> list[T]:
@@ -30,35 +36,41 @@ def slices(total: int, read: Callable[[int, int], list[T]]) -> list[T]:
 
 
 def places_of(
-    ids: Iterable[int], *, of_ledgers: bool
-) -> tuple[list[Frame], list[tuple[int, ...]], dict[int, int]]:
+    ids: Iterable[int],
+    *,
+    of_ledgers: bool,
+    first_place: int = 0,
+    cut: int = TRUNCATED,
+    empty: Iterable[int] = (),
+) -> tuple[list[Frame], FlatStacks, dict[int, int]]:
     """The frames and stacks of interned stacks; each id's position in the stacks.
 
-    Stacks hold positions in the frames, leaf first, `TRUNCATED` for a cut. Negative
-    ids are no stacks and have no position.
+    Stacks hold positions in the frames, leaf first, counted from `first_place`, and
+    `cut` for a cut root; `empty` stands for a stack without frames. Negative ids are no
+    stacks and have no position.
     """
     at: dict[int, int] = {}
-    for one in ids:
+    for number, one in enumerate(ids):
         if one >= 0:
             at.setdefault(one, len(at))
+        if number % IDS_SLICE == 0:
+            _native.sleep(BREATH_S)
     wanted = list(at)
-    interned = slices(
-        len(wanted), lambda i, n: _native.stacks_of(of_ledgers, wanted[i : i + n])
-    )
-    place = {-1: -1}  # TRUNCATED is the same here and there
+    place = {TRUNCATED: cut}
     used: list[int] = []
-    stacks: list[tuple[int, ...]] = []
-
-    def renumber(first: int, count: int) -> list[tuple[int, ...]]:
-        for stack in interned[first : first + count]:
-            for frame in stack:
-                if frame not in place:
-                    place[frame] = len(used)
-                    used.append(frame)
-            stacks.append(tuple(place[frame] for frame in stack))
-        return []
-
-    slices(len(interned), renumber)
+    stacks = FlatStacks()
+    for first in range(0, len(wanted), STACKS_SLICE):
+        some = wanted[first : first + STACKS_SLICE]
+        numbers, ends = (array("i", raw) for raw in _native.stacks_of(of_ledgers, some))
+        for frame in set(numbers).difference(place):
+            place[frame] = first_place + len(used)
+            used.append(frame)
+        placed = array("i", map(place.__getitem__, numbers))
+        begin = 0
+        for end in ends:
+            stacks.append(placed[begin:end] or empty)
+            begin = end
+        _native.sleep(BREATH_S)
     frames = slices(
         len(used), lambda i, n: _native.frames_of(of_ledgers, used[i : i + n])
     )

@@ -142,7 +142,7 @@ class Slicer:
             number = stacks.setdefault(whole, len(stacks))
             made.add(number, table.labels_of[at], [c[at] for c in table.values])
             self._breathe()
-        made.stacks += stacks
+        made.stacks.extend(stacks)
         return made
 
     def _stacks(self, table: Columns, mapping: str) -> list[tuple[int, ...] | None]:
@@ -220,7 +220,7 @@ class Slicer:
                 label_numbers.setdefault(labels, len(label_numbers)),
                 [column[at] for column in table.values],
             )
-        made.stacks += stack_numbers
+        made.stacks.extend(stack_numbers)
         made.label_sets += label_numbers
         for done in (rows, stacks, label_sets):
             drain(done, self._breathe)

@@ -13,8 +13,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
+from stroboscope._core.flat import FlatStacks
 from stroboscope.formats._wire import block, number, packed
-from stroboscope.formats.profile import Columns, Frame, Labels, Profile, columns
+from stroboscope.formats.profile import Columns, Frame, Labels, Profile, columns, drain
 
 # Field numbers of profile.proto.
 SAMPLE_TYPE, SAMPLE, MAPPING, LOCATION, FUNCTION, STRINGS = 1, 2, 3, 4, 5, 6
@@ -48,6 +49,7 @@ def encode(profile: Profile, breathe: Callable[[], None] = _no_breath) -> bytes:
     """
     writer = _Writer(profile, breathe)
     parts = writer.parts()
+    writer.release()
     squeeze = zlib.compressobj(6, zlib.DEFLATED, 31)  # 31: one gzip member
     out = []
     for part in parts:
@@ -69,20 +71,27 @@ def prune(
     least, of_least = _least_kept(table.values[-1], cap - 1, breathe)
     kept = Columns(
         [*table.frames, Frame("", "[truncated]", 0, 0)],
-        [*table.stacks, (len(table.frames),)],
+        FlatStacks(),
         [*table.label_sets, ()],
         width,
     )
+    numbers: dict[int, int] = {}  # of the stacks that are kept
     sums = [0] * width
     for at, weight in enumerate(table.values[-1]):
         values = [column[at] for column in table.values]
         of_least -= abs(weight) == least
         if abs(weight) > least or (abs(weight) == least and of_least >= 0):
-            kept.add(table.stack_of[at], table.labels_of[at], values)
+            stack = table.stack_of[at]
+            number = numbers.setdefault(stack, len(numbers))
+            if number == len(kept.stacks):
+                kept.stacks.append(table.stacks[stack])
+            kept.add(number, table.labels_of[at], values)
         else:
             sums = [total + value for total, value in zip(sums, values, strict=True)]
         breathe()
-    kept.add(len(table.stacks), len(table.label_sets), sums)
+    kept.stacks.append((len(table.frames),))
+    kept.add(len(numbers), len(table.label_sets), sums)
+    drain(numbers, breathe)
     note = (
         f"{len(table) - cap + 1} of {len(table)} samples are summed up in [truncated]"
     )
@@ -92,15 +101,24 @@ def prune(
 def _least_kept(
     weights: Iterable[int], room: int, breathe: Callable[[], None]
 ) -> tuple[int, int]:
-    """The least magnitude among the `room` largest, and how many of it there is room for.
-
-    Not a sort: sorting so many would hold the GIL for ten milliseconds.
-    Source: Hoare, "Algorithm 65: find", CACM 4(7), 1961.
-    """
+    """The least magnitude among the `room` largest, and how many of it there is room for."""
     counts: Counter[int] = Counter()
     for weight in weights:
         counts[abs(weight)] += 1
         breathe()
+    found = _nth(counts, room, breathe)
+    drain(counts, breathe)
+    return found
+
+
+def _nth(
+    counts: Counter[int], room: int, breathe: Callable[[], None]
+) -> tuple[int, int]:
+    """The same of numbers that are counted.
+
+    Not a sort: sorting so many would hold the GIL for ten milliseconds.
+    Source: Hoare, "Algorithm 65: find", CACM 4(7), 1961.
+    """
     left = [*counts]
     while True:
         pivot = left[len(left) // 2]
@@ -139,10 +157,10 @@ class _Writer:
         self._table = columns(profile.samples, len(profile.sample_types), breathe)
         self._stacks: dict[int, bytes] = {}
         self._label_sets: dict[Labels, bytes] = {}
-        self._function_parts: list[bytes] = []
-        self._location_parts: list[bytes] = []
+        self._function_parts = bytearray()
+        self._location_parts = bytearray()
 
-    def parts(self) -> list[bytes]:
+    def parts(self) -> list[bytes | bytearray]:
         p = self._profile
         types = [
             block(SAMPLE_TYPE, self._value_type(t.type, t.unit)) for t in p.sample_types
@@ -150,10 +168,10 @@ class _Writer:
         samples = self._samples()
         mapping = number(MAPPING_ID, 1) + number(MAPPING_FILE, self._string(p.mapping))
         mapping += b"".join(number(field, 1) for field in MAPPING_HAS)
-        tail = [
+        tail: list[bytes | bytearray] = [
             block(MAPPING, mapping),
-            b"".join(self._location_parts),
-            b"".join(self._function_parts),
+            self._location_parts,
+            self._function_parts,
             number(TIME_NANOS, p.time_ns),
             number(DURATION_NANOS, p.duration_ns),
             block(
@@ -163,11 +181,16 @@ class _Writer:
             packed(COMMENT, [self._string(text) for text in p.comments]),
             number(DEFAULT_SAMPLE_TYPE, self._string(p.default_sample_type)),
         ]
-        strings = []
+        strings = bytearray()
         for text in self._strings:
-            strings.append(block(STRINGS, text.encode()))
+            strings += block(STRINGS, text.encode())
             self._breathe()
-        return [*types, b"".join(samples), *tail, b"".join(strings)]
+        return [b"".join(types), samples, *tail, strings]
+
+    def release(self) -> None:
+        """Free what was remembered, bit by bit."""
+        for large in (self._stacks, self._locations, self._strings, self._functions):
+            drain(large, self._breathe)
 
     def _string(self, text: str) -> int:
         return self._strings.setdefault(clean(text), len(self._strings))
@@ -175,14 +198,14 @@ class _Writer:
     def _value_type(self, kind: str, unit: str) -> bytes:
         return number(1, self._string(kind)) + number(2, self._string(unit))
 
-    def _samples(self) -> list[bytes]:
+    def _samples(self) -> bytearray:
         table = self._table
-        out = []
+        out = bytearray()
         for at, stack in enumerate(table.stack_of):
             body = self._stack(stack)
             body += packed(SAMPLE_VALUES, [column[at] for column in table.values])
             body += self._labels(table.label_sets[table.labels_of[at]])
-            out.append(block(SAMPLE, body))
+            out += block(SAMPLE, body)
             self._breathe()
         return out
 
@@ -217,14 +240,12 @@ class _Writer:
         number_ = self._locations[frame] = len(self._locations) + 1
         function = self._function(frame)
         line = number(LINE_FUNCTION, function) + number(LINE_LINE, frame.line)
-        self._location_parts.append(
-            block(
-                LOCATION,
-                number(LOCATION_ID, number_)
-                + number(LOCATION_MAPPING, 1)
-                + number(LOCATION_ADDRESS, self._address(frame))
-                + block(LOCATION_LINE, line),
-            )
+        self._location_parts += block(
+            LOCATION,
+            number(LOCATION_ID, number_)
+            + number(LOCATION_MAPPING, 1)
+            + number(LOCATION_ADDRESS, self._address(frame))
+            + block(LOCATION_LINE, line),
         )
         return number_
 
@@ -235,15 +256,13 @@ class _Writer:
             return known
         number_ = self._functions[key] = len(self._functions) + 1
         name = self._string(frame.function)
-        self._function_parts.append(
-            block(
-                FUNCTION,
-                number(FUNCTION_ID, number_)
-                + number(FUNCTION_NAME, name)
-                + number(FUNCTION_SYSTEM_NAME, name)
-                + number(FUNCTION_FILE, self._string(frame.file))
-                + number(FUNCTION_START, frame.start_line),
-            )
+        self._function_parts += block(
+            FUNCTION,
+            number(FUNCTION_ID, number_)
+            + number(FUNCTION_NAME, name)
+            + number(FUNCTION_SYSTEM_NAME, name)
+            + number(FUNCTION_FILE, self._string(frame.file))
+            + number(FUNCTION_START, frame.start_line),
         )
         return number_
 

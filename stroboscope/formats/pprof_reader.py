@@ -168,7 +168,7 @@ class _Reader:
                 label_sets.setdefault(labels, len(label_sets)),
                 values,
             )
-        made.stacks += stacks
+        made.stacks.extend(stacks)
         made.label_sets += label_sets
         drain(rows, self._breathe)
         return made

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, overload
 
+from stroboscope._core.flat import FlatStacks
 from stroboscope.errors import ProfileError
 
 Labels = tuple[tuple[str, str], ...]
@@ -60,7 +61,7 @@ class Columns(Sequence[Sample]):
     def __init__(
         self,
         frames: list[Frame],
-        stacks: list[tuple[int, ...]],
+        stacks: list[tuple[int, ...]] | FlatStacks,
         label_sets: list[Labels],
         width: int,
     ) -> None:
@@ -103,7 +104,11 @@ class Columns(Sequence[Sample]):
     def release(self, breathe: Callable[[], None]) -> None:
         """Free what it holds bit by bit; nobody may use it any more."""
         self.stack_of, self.labels_of = array("I"), array("I")
-        for large in (self.stacks, self.label_sets, self.frames):
+        if isinstance(self.stacks, FlatStacks):
+            self.stacks.clear()
+        else:
+            drain(self.stacks, breathe)
+        for large in (self.label_sets, self.frames):
             drain(large, breathe)
 
     def __eq__(self, other: object) -> bool:
@@ -196,7 +201,7 @@ def _added(
             )
             breathe()
     made.frames += frames
-    made.stacks += stacks
+    made.stacks.extend(stacks)
     made.label_sets += label_sets
     drain(rows, breathe)
     return made

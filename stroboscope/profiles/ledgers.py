@@ -8,11 +8,11 @@ again (what is in use) show it at once, under what is known.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import Any, Protocol
 
 from stroboscope._core import LabelCell
-from stroboscope.formats.profile import Columns, Frame, Labels
+from stroboscope.formats.profile import Columns, Frame, Labels, drain
 from stroboscope.labels import TABLE, labels_of
 from stroboscope.labels.scope import is_settled
 from stroboscope.labels.sets import extend
@@ -22,7 +22,7 @@ _CUT = Frame("", "[truncated]", 0, 0)
 _OVERFLOW = Frame("", "[overflow]", 0, 0)
 #: A thread in C code, under no Python function: a sample has to have a place.
 _OUTSIDE = Frame("", "[no python frame]", 0, 0)
-_CUT_AT, _OVERFLOW_AT, _OUTSIDE_AT = range(3)
+_OWN_FRAMES = (_CUT, _OVERFLOW, _OUTSIDE)
 
 
 class Copy(Protocol):
@@ -46,7 +46,7 @@ def keep_labels(label_sets: int) -> None:
     _native.configure_owners(extend, TABLE.overflow.items, label_sets)
 
 
-def to_columns(copy: Copy, width: int, growing: Iterable[int]) -> Columns:
+def to_columns(copy: Copy, width: int, growing: Collection[int]) -> Columns:
     """The rows with their labels, equal ones added up.
 
     `growing` are the columns that count only what has its final labels. Blocks for
@@ -58,33 +58,30 @@ def to_columns(copy: Copy, width: int, growing: Iterable[int]) -> Columns:
     stack_ids, owners, *values = (
         array("q", copy.column(number)) for number in range(2 + width)
     )
-    places, interned, at = places_of(stack_ids, of_ledgers=True)
-    frames = [_CUT, _OVERFLOW, _OUTSIDE, *(Frame(*place) for place in places)]
-    stacks: list[tuple[int, ...]] = [(_OVERFLOW_AT,)]
-    for stack in interned:
-        known = tuple(place + 3 if place >= 0 else _CUT_AT for place in stack)
-        stacks.append(known or (_OUTSIDE_AT,))
-        breathe()
+    places, stacks, at = places_of(
+        stack_ids,
+        of_ledgers=True,
+        first_place=len(_OWN_FRAMES),
+        cut=_OWN_FRAMES.index(_CUT),
+        empty=(_OWN_FRAMES.index(_OUTSIDE),),
+    )
+    frames = [*_OWN_FRAMES, *(Frame(*place) for place in places)]
+    overflow = len(stacks)
+    stacks.append((_OWN_FRAMES.index(_OVERFLOW),))
     numbers, label_sets, settled = _labels(copy.owners, breathe)
-    # Numbers only, so that the garbage collector has nothing to visit.
-    keys = array("q")
-    for stack_id, owner in zip(stack_ids, owners, strict=True):
-        number = at[stack_id] + 1 if stack_id >= 0 else 0
-        keys.append(number * len(label_sets) + numbers[owner])
-        breathe()
-    waiting = frozenset(growing)
-    sums: list[dict[int, int]] = [dict.fromkeys(keys, 0) for _ in values]
-    for i, column in enumerate(values):
-        for key, owner, value in zip(keys, owners, column, strict=True):
-            if i not in waiting or settled[owner]:
-                sums[i][key] += value
-            breathe()
     made = Columns(frames, stacks, label_sets, width)
-    for key in sums[0]:
-        total = [one[key] for one in sums]
+    rows: dict[int, int] = {}
+    for row, owner in enumerate(owners):
+        total = [column[row] for column in values]
+        if not settled[owner]:
+            for column in growing:
+                total[column] = 0
         if any(total):
-            made.add(*divmod(key, len(label_sets)), total)
+            stack = at.get(stack_ids[row], overflow)
+            made.put(rows, stack, numbers[owner], total)
         breathe()
+    for done in (rows, at):
+        drain(done, breathe)
     return made
 
 

@@ -121,7 +121,7 @@ def _joined(parts: tuple[tuple[Columns, int, str], ...]) -> Columns:
                 made.add(numbers[stack], labels[owner], (ns,))
             breathe()
     made.frames += frames
-    made.stacks += stacks
+    made.stacks.extend(stacks)
     made.label_sets += sets
     return made
 

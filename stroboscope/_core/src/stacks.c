@@ -1,3 +1,4 @@
+#define PY_SSIZE_T_CLEAN
 #include "compat.h"
 
 #include "stacks.h"
@@ -230,26 +231,6 @@ sb_slice_length(size_t total, size_t first, size_t count)
 }
 
 static PyObject *
-stack_tuple(const store *self, size_t id)
-{
-    uint32_t length;
-    uint32_t key[SB_DEPTH_MAX + 1]; /* a copy: an allocation may add stacks */
-    const uint32_t *kept = sb_table_key(&self->stacks, id, &length);
-    memcpy(key, kept, length * sizeof *key);
-    PyObject *tuple = PyTuple_New(length);
-    for (uint32_t i = 0; tuple != NULL && i < length; i++) {
-        long value = key[i] == TRUNCATED ? -1 : (long)key[i];
-        PyObject *number = PyLong_FromLong(value);
-        if (number == NULL) {
-            Py_CLEAR(tuple);
-            break;
-        }
-        PyTuple_SET_ITEM(tuple, i, number);
-    }
-    return tuple;
-}
-
-static PyObject *
 frame_tuple(const store *self, size_t id)
 {
     uint32_t words;
@@ -259,18 +240,81 @@ frame_tuple(const store *self, size_t id)
                          code->co_firstlineno, (int)key[1]);
 }
 
-static PyObject *
-all_of(const store *self, PyObject *ids, size_t count,
-       PyObject *(*make)(const store *, size_t))
+/* The id at a place of a list, or -1 with an exception. Allocates nothing. */
+static int64_t
+id_at(PyObject *ids, Py_ssize_t at, size_t count)
 {
-    Py_ssize_t length = PyList_Size(ids);
-    PyObject *list = length < 0 ? NULL : PyList_New(length);
-    for (Py_ssize_t i = 0; list != NULL && i < length; i++) {
-        size_t id = PyLong_AsSize_t(PyList_GetItem(ids, i));
-        if (id >= count && !PyErr_Occurred()) {
-            PyErr_SetString(PyExc_ValueError, "no such stack or frame");
+    size_t id = PyLong_AsSize_t(PyList_GetItem(ids, at));
+    if (PyErr_Occurred()) {
+        return -1;
+    }
+    if (id >= count) {
+        PyErr_SetString(PyExc_ValueError, "no such stack or frame");
+        return -1;
+    }
+    return (int64_t)id;
+}
+
+/* Write the stacks of a list and where each ends; `numbers` may be NULL, to count only.
+ * How many numbers there are, or -1 with an exception. Allocates nothing. */
+static Py_ssize_t
+write_stacks(const store *self, PyObject *ids, uint32_t *numbers, uint32_t *ends)
+{
+    Py_ssize_t written = 0;
+    for (Py_ssize_t i = 0; i < PyList_Size(ids); i++) {
+        int64_t id = id_at(ids, i, self->stacks.count);
+        if (id < 0) {
+            return -1;
         }
-        PyObject *item = PyErr_Occurred() ? NULL : make(self, id);
+        uint32_t length;
+        const uint32_t *key = sb_table_key(&self->stacks, (size_t)id, &length);
+        if (numbers != NULL) {
+            memcpy(numbers + written, key, length * sizeof *key);
+        }
+        written += length;
+        ends[i] = (uint32_t)written;
+    }
+    return written;
+}
+
+PyObject *
+sb_stacks_of(sb_stacks_kind kind, PyObject *ids)
+{
+    const store *self = &stores[kind];
+    size_t count = (size_t)PyList_Size(ids);
+    uint32_t *ends = malloc(count * sizeof *ends + 1);
+    if (ends == NULL) {
+        return PyErr_NoMemory();
+    }
+    PyObject *both = NULL;
+    uint32_t *numbers = NULL;
+    Py_ssize_t length = write_stacks(self, ids, NULL, ends);
+    if (length < 0) {
+        goto done;
+    }
+    numbers = malloc((size_t)length * sizeof *numbers + 1);
+    if (numbers == NULL) {
+        PyErr_NoMemory();
+        goto done;
+    }
+    write_stacks(self, ids, numbers, ends);
+    both = Py_BuildValue("(y#y#)", (char *)numbers,
+                         length * (Py_ssize_t)sizeof *numbers, (char *)ends,
+                         (Py_ssize_t)(count * sizeof *ends));
+done:
+    free(numbers);
+    free(ends);
+    return both;
+}
+
+PyObject *
+sb_frames_of(sb_stacks_kind kind, PyObject *ids)
+{
+    const store *self = &stores[kind];
+    PyObject *list = PyList_New(PyList_Size(ids));
+    for (Py_ssize_t i = 0; list != NULL && i < PyList_GET_SIZE(list); i++) {
+        int64_t id = id_at(ids, i, self->frames.count);
+        PyObject *item = id < 0 ? NULL : frame_tuple(self, (size_t)id);
         if (item == NULL) {
             Py_CLEAR(list);
             break;
@@ -278,18 +322,4 @@ all_of(const store *self, PyObject *ids, size_t count,
         PyList_SET_ITEM(list, i, item);
     }
     return list;
-}
-
-PyObject *
-sb_stacks_of(sb_stacks_kind kind, PyObject *ids)
-{
-    const store *self = &stores[kind];
-    return all_of(self, ids, self->stacks.count, stack_tuple);
-}
-
-PyObject *
-sb_frames_of(sb_stacks_kind kind, PyObject *ids)
-{
-    const store *self = &stores[kind];
-    return all_of(self, ids, self->frames.count, frame_tuple);
 }

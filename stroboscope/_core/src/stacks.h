@@ -40,10 +40,11 @@ int64_t sb_stack_of_thread(PyThreadState *tstate, uint32_t depth);
 int64_t sb_frame_id(PyCodeObject *code, int32_t offset);
 int64_t sb_stack_of_ids(const uint32_t *ids, uint32_t length);
 
-/* The stacks and the frames of a list of ids: stacks are tuples of frame ids, leaf first,
- * -1 for a cut root; frames (file, qualified name, first line, line). New lists, NULL
- * on error. For short lists: they are made in one go. */
+/* The stacks of a list of ids: (bytes, bytes), int32 of all their frame ids, leaf first,
+ * -1 for a cut root, and of where each stack ends. No object each: to free millions of
+ * them would hold the GIL. New reference, NULL on error. For short lists. */
 PyObject *sb_stacks_of(sb_stacks_kind kind, PyObject *ids);
+/* A list of (file, qualified name, first line, line), in the same way. */
 PyObject *sb_frames_of(sb_stacks_kind kind, PyObject *ids);
 
 /* Room for `id` in an array from malloc of items of `size`; 0, or -1 without memory. */
