@@ -10,12 +10,13 @@ from __future__ import annotations
 import os
 import secrets
 import time
+from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from stroboscope.errors import FleetError, FolderError
 from stroboscope.fleet.clerk import RETRY_S, Clerk
-from stroboscope.fleet.store import Ours, Store, Taken
+from stroboscope.fleet.store import Ours, Store, Taken, new_nonce
 from stroboscope.settings import Settings
 from stroboscope.workers.documents import Document
 from stroboscope.workers.folder import Folder
@@ -27,6 +28,7 @@ HEADER = "X-Stroboscope-Fleet"
 UNREACHABLE = "unreachable"
 #: From one look to the next, and how much later another worker takes the turn.
 LOOK_S, TURNOVER_S = 0.9, 0.6
+ABANDONED_CAP = 16
 
 
 @dataclass(slots=True)
@@ -50,6 +52,8 @@ class Fleet:
         self._host = None if folder is None else Document(folder, "host")
         self._own_host = secrets.token_hex(8)
         self._due_s = 0.0
+        #: Leases to be freed when Redis is there again.
+        self._abandoned: deque[Ours] = deque(maxlen=ABANDONED_CAP)
         #: Leases that were another's before their capture was done.
         self.leases_lost = 0
         #: Told of each look by this worker; set by whoever adopts.
@@ -86,14 +90,18 @@ class Fleet:
         """The child begins anew."""
         self._own_host = secrets.token_hex(8)
         self._due_s = 0.0
+        self._abandoned.clear()
         self._clerk.after_fork()
 
     def take(self, kind: str, seconds: float, *, has_host: bool) -> Ours | Taken | None:
         """The lease for so long, who has it, or None where nobody knows."""
+        host = self._host_id() if has_host else self._own_host
+        nonce = new_nonce()
         try:
-            host = self._host_id() if has_host else self._own_host
-            return self.store.take(kind, seconds, host, has_host=has_host)
+            return self.store.take(kind, seconds, host, nonce, has_host=has_host)
         except FleetError:
+            # A Redis that stands still carries it out when it goes on.
+            self._abandoned.append(Ours(0, nonce))
             return None
 
     def end(self, held: Ours, standing: Standing) -> None:
@@ -101,6 +109,7 @@ class Fleet:
         try:
             outcome = self.store.end(held)
         except FleetError:
+            self._abandoned.append(held)
             standing.said = UNREACHABLE
             return
         word = {1: "held", 2: "expired"}.get(outcome, "lost")
@@ -111,19 +120,31 @@ class Fleet:
 
     def _turn(self) -> None:
         now_s = time.monotonic()
+        if self._abandoned and self._clerk.is_due():
+            self._free_abandoned()
         if now_s < self._due_s or not self._is_ours(now_s):
             return
         if not self._clerk.is_due():
             return
-        self._say(now_s + LOOK_S, self.failure)  # before: it may take a while
-        failure = ""
+        before = self.failure
+        self._say(now_s + LOOK_S, before)  # first: it may take a while
         try:
             marks = self.store_here.look()
             if self.agreement is not None:
                 self.agreement.follow(*marks)
         except FleetError as error:
-            failure = str(error)
-        self._say(time.monotonic() + (RETRY_S if failure else LOOK_S), failure)
+            self._say(time.monotonic() + RETRY_S, str(error))
+        else:
+            if before:
+                self._say(time.monotonic() + LOOK_S, "")
+
+    def _free_abandoned(self) -> None:
+        try:
+            while self._abandoned:
+                self.store_here.end(self._abandoned[0])
+                self._abandoned.popleft()
+        except FleetError:  # another time
+            pass
 
     def _is_ours(self, now_s: float) -> bool:
         """Whether to look is this worker's turn; if not, what the other one found."""
@@ -139,6 +160,7 @@ class Fleet:
             return True
         if failure != self.failure and at_s > self._clerk.failed_s:
             self._clerk.tell(failure)
+        self._due_s = due_s  # no news before
         return False
 
     def _say(self, due_s: float, failure: str) -> None:

@@ -3,7 +3,7 @@
 Four keys for each service and env, in one slot of a cluster: `state`, a hash with the
 knobs and a mark for each part, by which a look sees with one command that nothing has
 changed; `revoked`, a set of ids; `lease`, which ends by itself; `fence`, a counter. Each
-script may run twice with the same outcome. Needs Redis 5 or later.
+script may run twice without harm. Needs Redis 5 or later.
 
 Redis' clock is the one that all hosts have in common: what ends, ends by it, and each host
 turns that into a moment of its own monotonic clock.
@@ -113,10 +113,15 @@ class Taken:
 
 @dataclass(frozen=True, slots=True)
 class Ours:
-    """The lease is held; a later holder's `fence` is higher."""
+    """The lease is held; a later holder's `fence` is higher. 0 where it is not known."""
 
     fence: int
     nonce: str
+
+
+def new_nonce() -> str:
+    """What a holder is known by."""
+    return secrets.token_hex(8)
 
 
 def new_mark(version: int) -> str:
@@ -178,10 +183,13 @@ class Store:
         return _text(mark), [_text(one) for one in all_ids], moment_s
 
     def take(
-        self, kind: str, seconds: float, host: str, *, has_host: bool
+        self, kind: str, seconds: float, host: str, nonce: str, *, has_host: bool
     ) -> Ours | Taken:
-        """Hold the lease for so long. `has_host`: the host's own is held, by us."""
-        nonce = secrets.token_hex(8)
+        """Hold the lease for so long, as whoever made this `nonce`.
+
+        `has_host`: the host's own is held, by us. After a FleetError it may be held, now
+        or when a Redis that stood still goes on; `end` frees it.
+        """
         found = self._run(
             _TAKE,
             [self.lease, self.fence],

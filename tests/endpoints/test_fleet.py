@@ -287,6 +287,23 @@ def test_a_lease_that_nobody_else_has_had_is_said_to_have_ended(
     assert found[0].headers[SAID] == "expired; fence=1"
 
 
+def test_a_lease_whose_end_redis_did_not_hear_is_freed_later(
+    tmp_path: Path, server: RedisServer
+) -> None:
+    """Redis was gone when the capture was done: the capture is whole, and marked."""
+    with hosts(tmp_path, server, "a") as (a,):
+        thread, found = in_background(a, "/trace?seconds=1", "trace")
+        wait_until(lambda: server.run("EXISTS", LEASE) == 1, 2.0)
+        server.pause()
+        thread.join()
+        server.go_on()
+        left_ms = server.run("PTTL", LEASE)
+        took = wait_until(lambda: server.run("EXISTS", LEASE) == 0, FOUND_S)
+
+    assert (found[0].status_code, found[0].headers[SAID]) == (200, "unreachable")
+    assert took < left_ms / 1000 - 0.2 or left_ms < 0
+
+
 def test_a_lease_without_an_end_is_nobodys(tmp_path: Path, server: RedisServer) -> None:
     """Somebody has written there by hand; any other one is over when it says."""
     with hosts(tmp_path, server, "a") as (a,):
@@ -389,7 +406,11 @@ def test_a_slow_redis_holds_up_one_answer_for_a_budget(
         stacks_took = time.monotonic() - began
         server.go_on()
         wait_for_fleet(a)
+        # What it was asked to hold while it stood still is nobody's any more.
+        wait_until(lambda: server.run("EXISTS", LEASE) == 0, 1.0)
+        after = a.ask("/trace?seconds=0.1", "trace")
 
+    assert after.headers[SAID].startswith("held")
     assert took[0] < 0.1 + 2 * (BUDGET_S + SLACK_S) + NOISE_S
     assert min(took) < 0.1 + BUDGET_S
     assert stacks.status_code == 200
