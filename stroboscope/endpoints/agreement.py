@@ -137,6 +137,7 @@ class Agreement:
                 self._adopt_settings(found)
                 switch()
                 is_done = True
+            found.pop("mark", None)  # it is another one from here
             found.update(self._described(found))
 
         return HOST if self._settings.change(change) else PROCESS
