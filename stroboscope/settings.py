@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from stroboscope import rules
 from stroboscope.bind import Bind
 from stroboscope.errors import SettingsError
 
@@ -125,6 +126,11 @@ class Settings:
     #: Where browsers find the service, such as `https://shop.example`: before the links
     #: that spans carry.
     public_url: str = ""
+    #: When the last seconds are kept on disk, and how many of them; see `Rules`. Empty:
+    #: never. `latency=2 p99=10 errors stall=1 rss=800000000 tasks=5000 per_hour=12`.
+    evidence: str = ""
+    #: Where, in a folder of the service's name. Empty: in the run directory.
+    evidence_dir: str = ""
     #: Captures that may share the sampler at once.
     windows: int = WINDOWS_CAP
     #: Distinct label sets alive at once in this process; beyond it `(overflow)`.
@@ -249,6 +255,8 @@ class Settings:
             "another",  # it may hold a password
             "redis://host:port/db, or rediss://",
         )
+        problem = rules.problem(self.evidence, self.evidence_dir, self.rundir)
+        _require(not problem, "evidence", self.evidence, problem)
         _require(
             _SERVICE.fullmatch(self.service) is not None,
             "service",
@@ -275,6 +283,11 @@ class Settings:
             self.hash_tenants,
             "true only with a key",
         )
+
+    @property
+    def evidence_rules(self) -> rules.Rules:
+        """What `evidence` says."""
+        return rules.Rules.parse(self.evidence)
 
     def _check_admin(self) -> None:
         if not self.admin_bind:
@@ -387,5 +400,7 @@ VARIABLES: dict[str, Callable[[str], object]] = {
     "latency_buckets": _seconds,
     "label_prefix": str,
     "trace_url": str,
+    "evidence": str,
+    "evidence_dir": str,
     "public_url": str,
 }

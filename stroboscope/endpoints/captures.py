@@ -46,11 +46,13 @@ class Capture:
     is_held: bool = False
     taken_s: float = 0.0
     ends_s: float = 0.0
+    #: Length of a body that is not here but in a file.
+    file_bytes: int = 0
 
     @property
     def bytes(self) -> int:
         """Length of the answer's body."""
-        return len(self.answer.body)
+        return self.file_bytes or len(self.answer.body)
 
 
 class Captures:

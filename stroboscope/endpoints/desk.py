@@ -21,6 +21,7 @@ from stroboscope.endpoints.agreement import Agreement
 from stroboscope.endpoints.audit import Audit
 from stroboscope.endpoints.blackboxes import adopt_dead
 from stroboscope.endpoints.captures import Capture, Captures
+from stroboscope.endpoints.evidence import Evidence
 from stroboscope.endpoints.fleet import Fleet
 from stroboscope.endpoints.flights import Flights
 from stroboscope.endpoints.garbage import Garbage
@@ -112,6 +113,7 @@ class Desk:
             clock=clock,
         )
         self.captures = Captures(clock)
+        self.evidence = Evidence(settings, folder, clock)
         self.openings = Openings(clock)
         self.garbage = Garbage(clock)
         #: The turn to stop the process for a look from outside.
@@ -150,6 +152,7 @@ class Desk:
                 keep_labels(settings.label_sets)
             recorder.configure(settings.service, settings.recorder_bytes, folder)
             self.knobs.apply()
+            self.evidence.begin(self.loops)
             link_spans()
         if folder is not None and recording.AVAILABLE:
             # No thread to be had: whoever asks for the captures looks again.
@@ -239,6 +242,7 @@ class Desk:
         if self.leaving is not None:
             self.leaving.after_fork()
         self.captures.after_fork()
+        self.evidence.after_fork()
         self.flights.after_fork()
         self.openings.after_fork()
         self.snapshots.after_fork()

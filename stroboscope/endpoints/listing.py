@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from stroboscope._http.messages import HTML, Response, refusal
-from stroboscope.endpoints import joining, pages
+from stroboscope.endpoints import exhibits, joining, pages
 from stroboscope.endpoints.blackboxes import adopt_dead
 from stroboscope.endpoints.call import Call, as_json
 from stroboscope.endpoints.captures import Capture
@@ -17,15 +17,17 @@ def list_captures(call: Call) -> Response:
     Looks for what killed processes left, too.
     """
     adopt_dead(call.desk)
-    seen = call.desk.captures.seen_by(call.grant.scopes)
+    seen = exhibits.kept_here(call)
     if HTML.partition(";")[0] not in (call.request.header("accept") or ""):
         return as_json([described(one, call) for one in seen])
     return pages.page("captures", pages.captures_table(seen, call.mount))
 
 
 def give(call: Call) -> Response:
-    """One capture, as it was answered."""
-    return found(call, call.name)
+    """One capture, as it was answered; evidence in either form of a trace."""
+    if not call.desk.evidence.has(call.name):
+        return found(call, call.name)
+    return exhibits.given(call)
 
 
 def found(call: Call, name: str) -> Response:
@@ -40,6 +42,11 @@ def found(call: Call, name: str) -> Response:
 
 def drop(call: Call) -> Response:
     """Forget a capture: whoever took it may, and an admin."""
+    if call.desk.evidence.has(call.name):
+        if "admin" not in call.grant.scopes:
+            return refusal(call.request, 403, "insufficient_scope")
+        call.desk.evidence.drop(call.name)
+        return as_json({"dropped": call.name})
     kept = call.desk.captures.get(call.name)
     if kept is None:
         return _elsewhere(call, call.name)

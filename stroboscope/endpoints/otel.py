@@ -16,6 +16,7 @@ from opentelemetry._logs import LogRecord, SeverityNumber, get_logger
 
 EVENT = "stroboscope.audit"
 STALL = "stroboscope.stall"
+EVIDENCE = "stroboscope.evidence"
 
 
 def emit(fields: dict[str, Any]) -> None:
@@ -59,6 +60,14 @@ def span_of(context: Context) -> tuple[Any, dict[str, str]]:
 def note_stall(span: Any, fields: Mapping[str, Any]) -> None:
     """Add a stall to the span of the request that caused it."""
     span.add_event(STALL, _attributes(fields))
+
+
+def note_evidence(name: str, rule: str, url: str) -> None:
+    """Add where evidence is to be found to the current span, if it is recorded."""
+    span = trace.get_current_span()
+    if span.is_recording():
+        fields = {"evidence.id": name, "evidence.rule": rule, "url": url}
+        span.add_event(EVIDENCE, _attributes(fields))
 
 
 def _attributes(fields: Mapping[str, Any]) -> dict[str, Any]:

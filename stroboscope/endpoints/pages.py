@@ -13,6 +13,7 @@ from urllib.parse import urlencode
 
 from stroboscope._core import engine
 from stroboscope._http.messages import HTML, JSON, POLICY, Response
+from stroboscope.endpoints import exhibits
 from stroboscope.endpoints.call import Call, as_json
 from stroboscope.endpoints.captures import Capture
 
@@ -98,7 +99,7 @@ def index(call: Call) -> Response:
         "<h2>Settings</h2>",
         table(("name", "value", "until", "what"), switched),
         "<h2>Captures</h2>",
-        captures_table(desk.captures.seen_by(call.grant.scopes), call.mount),
+        captures_table(exhibits.kept_here(call), call.mount),
     )
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from stroboscope._http.messages import JSON, PROFILE
 from stroboscope._http.parameters import first
@@ -123,13 +123,19 @@ def _json(parts: list[Part], failed: list[str]) -> bytes:
             failed.append(f"worker {part.process} answered no JSON")
     joined: object
     if all(isinstance(value, list) for value in found.values()):
-        joined = [
+        joined = _once(
             {"pid": process, **entry} for process, all in found.items() for entry in all
-        ]
+        )
     else:
         own = found.get(os.getpid()) or next(iter(found.values()))
         joined = {**own, "workers": found, "missing": failed}
     return json.dumps(joined, indent=1).encode() + b"\n"
+
+
+def _once(entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What several workers list under the same `id` is one, the first's."""
+    by_id = {entry.get("id", number): entry for number, entry in enumerate(entries)}
+    return [*by_id.values()]
 
 
 def _text(parts: list[Part], notes: list[str]) -> bytes:

@@ -14,7 +14,7 @@ from stroboscope._clock import duration_s
 from stroboscope._core import engine, recording
 from stroboscope._http.messages import JSON, Response, refusal
 from stroboscope.auth.tokens import SHARE_TTL_CAP_S
-from stroboscope.endpoints import fencing, native, stalls
+from stroboscope.endpoints import evidence, fencing, native, stalls
 from stroboscope.endpoints.call import Call, as_json
 from stroboscope.endpoints.profiles import stacks_asked
 from stroboscope.errors import KnobConflict, KnobError
@@ -166,6 +166,7 @@ def metrics(call: Call) -> Response:
             stats.failed,
         ),
         *recorder_families(),
+        *evidence.families(desk.evidence),
         one(prefix + "lease_held", "gauge", "Exclusive captures.", float(bool(held))),
         Family(prefix + "requests_total", "counter", "Requests answered.", answered),
         one(
@@ -278,6 +279,7 @@ def selfcheck(call: Call) -> Response:
             "keys": len(call.desk.settings.keys),
             "stall_watch": WATCH.failure or ("on" if WATCH.is_on else "off"),
             "samples_left": _left(call),
+            "evidence": call.desk.evidence.state(),
             "own_cpu_share": round(call.desk.governor.last, 5),
             "fleet": fencing.described(call.desk.fleet),
             "worker_model": "this worker answers for itself",

@@ -14,6 +14,7 @@ import time
 import weakref
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from stroboscope._clock import SYSTEM, Clock
 from stroboscope._http import asgi, wsgi
@@ -36,7 +37,8 @@ from stroboscope.endpoints.call import Action, Call
 from stroboscope.endpoints.desk import Desk, Shown, Tracer
 from stroboscope.endpoints.doors import Doors
 from stroboscope.endpoints.gate import SHARE_PATH, Admission
-from stroboscope.endpoints.routes import BY_PATH, find
+from stroboscope.endpoints.links import shareable
+from stroboscope.endpoints.routes import find
 from stroboscope.errors import (
     BadHost,
     CrossSite,
@@ -82,7 +84,7 @@ class Surface:
         is_worker: bool = True,
     ) -> None:
         self.desk = Desk(settings, clock, tracer, is_worker=is_worker)
-        self.desk.shareable = _shareable
+        self.desk.shareable = partial(shareable, self.desk.evidence)
         self.desk.open = self._open
         self._pool = Pool()
         os.register_at_fork(after_in_child=self._pool.after_fork)
@@ -327,10 +329,16 @@ class Surface:
             return answer
 
     def _open(self, target: str, call: Call) -> Response:
+        """What a link's target answers, to whoever may open what is there."""
         path, _, query = target.partition("?")
-        action = BY_PATH[path].actions["GET"]
+        route, name = find(path)
+        action = self.desk.shareable(target)
+        if route is None or action is None:
+            return refusal(call.request, 404, "the artefact is gone")
         request = replace(call.request, query=query, path=self._exact + path)
-        return _handled(replace(call, request=request), path, action)
+        grant = replace(call.grant, scopes=call.grant.scopes | {action.scope})
+        inside = replace(call, request=request, grant=grant, name=name)
+        return _handled(inside, route.paths[0], action)
 
     def _refusal(
         self, request: Request, entry: Entry, error: BaseException
@@ -380,19 +388,6 @@ def _handled(call: Call, path: str, action: Action) -> Response:
 def _require(action: Action, grant: Grant) -> None:
     if not {action.scope, "admin"} & grant.scopes:
         raise Forbidden(f"needs {action.scope}")
-
-
-def _shareable(target: str) -> Action | None:
-    """The GET a link may open; pages, knobs and what is for admins alone may not be."""
-    path, _, query = target.partition("?")
-    route = BY_PATH.get(path)
-    if route is None or len(query) > 512 or not query.isascii():
-        return None
-    is_artefact = path.startswith("/pprof/") and path != "/pprof/"
-    return route.actions.get("GET") if is_artefact or path in _SHARED else None
-
-
-_SHARED = ("/stacks", "/trace", "/fgprof")
 
 
 def _unread(request: Request, error: Exception) -> Response:

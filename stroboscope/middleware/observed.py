@@ -20,6 +20,7 @@ from stroboscope.labels.outcome import latency_bucket, status_class
 from stroboscope.labels.tenants import TenantBuckets
 from stroboscope.settings import Settings
 from stroboscope.tracing import otel
+from stroboscope.tracing.triggers import TRIGGERS
 
 UNMATCHED = "(unmatched)"
 METHODS = frozenset(
@@ -275,6 +276,8 @@ class Observed:
             if self.span is not None:
                 self.tell_span()
             self._end_task(cell)
+        if TRIGGERS.are_on:
+            TRIGGERS.ended(self, self.ended_ns - self.began_ns, self.status)
         self.cell = self.inside = self.span = None
 
     def _end_task(self, cell: LabelCell) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from bisect import bisect_left
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from stroboscope.formats.profile import Frame, Labels
@@ -59,6 +59,10 @@ class Histogram:
         self.sum_s += seconds
 
 
+def _nothing(stall: Stall) -> None:
+    del stall
+
+
 class Book:
     """Where stalls are written down. Safe from any thread."""
 
@@ -70,6 +74,8 @@ class Book:
         self.histograms = {"loop": Histogram(), "request": Histogram()}
         #: (kind, cause): stalls since the process began.
         self.counted: Counter[tuple[str, str]] = Counter()
+        #: Told of each stall that is over, on the watch's thread.
+        self.on_close: Callable[[Stall], object] = _nothing
 
     def number(self) -> int:
         """The number of the next stall."""
@@ -94,6 +100,7 @@ class Book:
             self._kept.append(stall)
             self.histograms[stall.kind].add(stall.duration_ms / 1000)
             self.counted[stall.kind, stall.cause] += 1
+        self.on_close(stall)
 
     def count_pause(self) -> None:
         """A loop was late because garbage was collected: nobody's stall."""

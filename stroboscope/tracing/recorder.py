@@ -85,9 +85,12 @@ class Recorder:
             if self._wants_flight and self._box is not None:
                 self._box.watch()
 
-    def snapshot(self) -> bytes | None:
-        """The last seconds as a block for `Timeline.read`; None where nothing is."""
-        return recording.trace_snapshot() if recording.AVAILABLE else None
+    def snapshot(self, events: int = recording.EVENTS_MAX) -> bytes | None:
+        """The last seconds as a block for `Timeline.read`; None where nothing is.
+
+        At most the last so many events.
+        """
+        return recording.trace_snapshot(events) if recording.AVAILABLE else None
 
     def capture(
         self,

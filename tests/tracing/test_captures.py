@@ -164,7 +164,7 @@ def test_a_fork_that_python_does_not_see_writes_nothing(flight: Recorder) -> Non
     child = libc.fork()
     if child == 0:
         regions(3)
-        os._exit(0 if recording.trace_snapshot() is None else 3)
+        os._exit(0 if recording.trace_snapshot(1024) is None else 3)
     assert os.waitpid(child, 0)[1] == 0
 
     block = flight.snapshot()

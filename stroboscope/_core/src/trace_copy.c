@@ -226,16 +226,43 @@ capture_end(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
     return block;
 }
 
-/* All of the box now, as a block; None when there is none. Writers go on meanwhile: what
- * they overwrite fails its check. */
-static PyObject *
-snapshot(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+/* Copy the last events of a box, as many as there is room for, to where they are in a
+ * ring of `copy->events_count`. Needs no GIL. */
+static void
+copy_last(sb_box *copy, const sb_box *box, uint64_t head)
 {
+    uint64_t room = copy->events_count;
+    const sb_event *events = (const sb_event *)((const char *)box + box->events_at);
+    sb_event *places = (sb_event *)((char *)copy + copy->events_at);
+    for (uint64_t sequence = head > room ? head - room : 0; sequence < head; sequence++) {
+        places[sequence % room] = events[sequence & (box->events_count - 1)];
+    }
+}
+
+/* snapshot(limit): the box now, with at most so many events, the last, as a block; None
+ * when there is no box. Writers go on meanwhile: what they overwrite fails its check. */
+static PyObject *
+snapshot(PyObject *Py_UNUSED(module), PyObject *argument)
+{
+    Py_ssize_t limit = PyLong_AsSsize_t(argument);
+    if (PyErr_Occurred()) {
+        return NULL;
+    }
+    if (limit < SB_RING_EVENTS_MIN) {
+        PyErr_SetString(PyExc_ValueError, "too few events for a snapshot");
+        return NULL;
+    }
     const sb_box *box = sb_trace.box;
     if (box == NULL) {
         Py_RETURN_NONE;
     }
-    PyObject *block = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)box->bytes);
+    uint64_t events = box->events_count;
+    size_t bytes = (size_t)box->bytes;
+    if ((uint64_t)limit < events) {
+        events = (uint64_t)limit;
+        bytes = (size_t)box->events_at + (size_t)events * sizeof(sb_event);
+    }
+    PyObject *block = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)bytes);
     if (block == NULL) {
         return NULL;
     }
@@ -243,7 +270,15 @@ snapshot(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
     uint64_t head = box->events_head; /* all before it are whole: the GIL is held */
     sb_trace.readers++;
     Py_BEGIN_ALLOW_THREADS
-    memcpy(copy, box, box->bytes);
+    if (events == box->events_count) {
+        memcpy(copy, box, bytes);
+    } else {
+        memcpy(copy, box, box->events_at);
+        memset((char *)copy + box->events_at, 0, bytes - box->events_at);
+        copy->bytes = bytes;
+        copy->events_count = events;
+        copy_last(copy, box, head);
+    }
     atomic_store(&copy->events_head, head);
     copy->end_ns = sb_trace_now_ns();
     Py_END_ALLOW_THREADS
@@ -255,7 +290,7 @@ static PyMethodDef methods[] = {
     {"trace_capture_begin", capture_begin, METH_O, "Keep events from now on."},
     {"trace_capture_drain", capture_drain, METH_NOARGS, "Copy what has come."},
     {"trace_capture_end", capture_end, METH_NOARGS, "The capture, as a block."},
-    {"trace_snapshot", snapshot, METH_NOARGS, "The recorder's block, copied."},
+    {"trace_snapshot", snapshot, METH_O, "The recorder's block, copied."},
     {NULL, NULL, 0, NULL},
 };
 

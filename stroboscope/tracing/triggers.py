@@ -1,0 +1,194 @@
+"""What makes evidence: rules that are looked at as requests end, and now and then.
+
+On a request's path stands a comparison; what follows a hit is the business of `take`,
+which has to be quick and leaves the work to a thread of ours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from stroboscope._core import LabelCell, engine
+from stroboscope._core.at_rest import task_sets
+from stroboscope.rules import Rules
+from stroboscope.tracing.latencies import Latencies
+
+#: How often memory and tasks are looked at, and limits worked out anew.
+LOOK_EVERY_S = 0.5
+#: What there is no more room for shares this one.
+OVERFLOW = "(overflow)"
+#: An endpoint that no request's is.
+PROCESS = "(process)"
+_NEVER = 1 << 62
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A rule that was met. `task` is the number of the request's task, or 0."""
+
+    rule: str
+    endpoint: str
+    reason: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+    trace_id: str = ""
+    span_id: str = ""
+    task: int = 0
+
+
+class Ended(Protocol):
+    """A request that is over."""
+
+    cell: LabelCell | None
+
+    def task_name(self) -> str | None:
+        """Its endpoint, `http:/path/{id}`."""
+
+    def labels(self) -> Iterable[tuple[str, str]] | None:
+        """What it is known by."""
+
+
+def _nothing(hit: Hit) -> None:
+    del hit
+
+
+def _no_loops() -> list[asyncio.AbstractEventLoop]:
+    return []
+
+
+class Triggers:
+    """The rules of this process; a forked child has none until it is configured."""
+
+    def __init__(self) -> None:
+        self._rules = Rules()
+        #: Whether the end of a request matters.
+        self.are_on = False
+        self.failures = 0
+        self.take: Callable[[Hit], object] = _nothing
+        self.loops: Callable[[], list[asyncio.AbstractEventLoop]] = _no_loops
+        self._latency_ns, self._error_from = _NEVER, _NEVER
+        self._factor = 0.0
+        self._endpoints_cap = 0
+        self._endpoints: dict[str, Latencies] = {}
+        self._above: set[str] = set()
+        self._looks_in = 0
+
+    def configure(self, rules: Rules, endpoints_cap: int) -> None:
+        """Other rules from now on, in this process; at most so many endpoints are known.
+
+        Starts a thread if something has to be looked at. Raises: RuntimeError when there
+        is none to be had.
+        """
+        self._rules, self._endpoints_cap = rules, endpoints_cap
+        self._latency_ns = int(rules.latency * 1e9) or _NEVER
+        self._error_from = 500 if rules.errors else _NEVER
+        self._factor = rules.p99
+        self._endpoints, self._above = {}, set()
+        self.are_on = rules.of_requests
+        if (rules.of_process or rules.p99) and self._looks_in != os.getpid():
+            self._looks_in = os.getpid()
+            try:
+                engine.start_thread(self._look_on)
+            except RuntimeError:
+                self._looks_in = 0
+                raise
+
+    def ended(self, request: Ended, took_ns: int, status: int) -> None:
+        """A request is over. What has no status, such as a WebSocket, is never late."""
+        try:
+            limit_ns: float = self._latency_ns
+            if self._factor and status:
+                known = self._known(request.task_name() or "")
+                known.add(took_ns)
+                limit_ns = min(limit_ns, known.limit_ns)
+            if status >= self._error_from:
+                self._hit(request, "error", f"status {status}")
+            elif took_ns > limit_ns and status:
+                rule = "latency" if took_ns > self._latency_ns else "p99"
+                above = f"above {limit_ns / 1e9:.3g} s"
+                self._hit(request, rule, f"it took {took_ns / 1e9:.3f} s, {above}")
+        except Exception:  # the request is over, and nothing of ours may break it
+            self.failures += 1
+
+    def stalled(self, stall: Any) -> None:
+        """A stall is over: a `stalls.Stall`, of the watch's own thread."""
+        took_s = stall.duration_ms / 1000
+        if not self._rules.stall or took_s < self._rules.stall:
+            return
+        labels = dict(stall.labels)
+        ends = [value for key, value in labels.items() if key.endswith("endpoint")]
+        self.take(
+            Hit(
+                "stall",
+                ends[0] if ends else PROCESS,
+                f"{stall.kind} stood still for {took_s:.3f} s: {stall.cause}",
+                labels,
+                stall.ids.get("trace_id", ""),
+                stall.ids.get("span_id", ""),
+            )
+        )
+
+    def look(self) -> None:
+        """Look at memory and tasks once, and work the limits out."""
+        rules = self._rules
+        for known in list(self._endpoints.values()):
+            known.renew(rules.p99)
+        if rules.rss:
+            self._compare("rss", rss_bytes(), rules.rss, "bytes resident")
+        if rules.tasks:
+            count = sum(len(tasks) for tasks in task_sets(self.loops()))
+            self._compare("tasks", count, rules.tasks, "asyncio tasks")
+
+    def _known(self, endpoint: str) -> Latencies:
+        found = self._endpoints.get(endpoint)
+        if found is None:
+            if len(self._endpoints) >= self._endpoints_cap:
+                endpoint = OVERFLOW
+            found = self._endpoints.setdefault(endpoint, Latencies())
+        return found
+
+    def _hit(self, request: Ended, rule: str, reason: str) -> None:
+        cell = request.cell
+        endpoint = (request.task_name() or "(unmatched)").removeprefix("http:")
+        labels = dict(request.labels() or ())
+        trace_id = (cell.trace_id if cell is not None else None) or ""
+        span_id = (cell.span_id if cell is not None else None) or ""
+        task = cell.task if cell is not None else 0
+        self.take(Hit(rule, endpoint, reason, labels, trace_id, span_id, task))
+
+    def _compare(self, rule: str, value: int, limit: int, unit: str) -> None:
+        """A hit as it goes above; the next after it was below again."""
+        if value <= limit:
+            self._above.discard(rule)
+        elif rule not in self._above:
+            self._above.add(rule)
+            self.take(Hit(rule, PROCESS, f"{value} {unit}, above {limit}"))
+
+    def _look_on(self) -> None:
+        while self._looks_in == os.getpid() and self._has_work():
+            try:
+                self.look()
+            except Exception:  # the next look may go better
+                self.failures += 1
+            engine.sleep(LOOK_EVERY_S)
+        self._looks_in = 0
+
+    def _has_work(self) -> bool:
+        return self._rules.of_process or bool(self._rules.p99)
+
+
+def rss_bytes() -> int:
+    """Resident memory of this process; 0 where the kernel does not say."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * _PAGE_BYTES
+    except (OSError, LookupError, ValueError):
+        return 0
+
+
+#: Those of this process.
+TRIGGERS = Triggers()

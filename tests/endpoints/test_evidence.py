@@ -1,0 +1,289 @@
+"""Evidence is kept under its budget, given to those who may read traces, and counted."""
+
+import json
+import os
+import resource
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from asking import KEY, FakeClock, admin, ask_wsgi, bearer, token, wsgi_inner
+
+import stroboscope as strobe
+from stroboscope.endpoints import evidence as module
+from stroboscope.endpoints.evidence import Evidence
+from stroboscope.errors import SettingsError
+from stroboscope.formats.timeline import Timeline
+from stroboscope.integrations import wsgi
+from stroboscope.rules import Rules
+from stroboscope.settings import Settings
+from stroboscope.tracing import Recorder, recorder
+from stroboscope.tracing.triggers import TRIGGERS, Hit
+from stroboscope.workers.folder import Folder
+
+HIT = Hit("latency", "/slow/{id}", "it took 2.000 s", {"endpoint": "/slow/{id}"})
+
+
+@pytest.fixture(autouse=True)
+def no_rule_stays_in_force() -> Iterator[None]:
+    """As with every other switch of the process."""
+    yield
+    TRIGGERS.configure(Rules(), 0)
+
+
+@pytest.fixture
+def flight() -> Iterator[Recorder]:
+    """The process's recorder, on, with one task in it."""
+    recorder.close()
+    recorder.set_fraction(1.0)
+    recorder.configure("shop", 1 << 20)
+    recorder.set_flight(True)
+    with strobe.task("early"), strobe.region("wide"):
+        pass
+    yield recorder
+    recorder.close()
+
+
+def store(base: Path, rules: str = "latency=1", clock: Any = None) -> Evidence:
+    settings = Settings(
+        keys=(KEY,), service="shop", evidence=rules, evidence_dir=str(base)
+    )
+    return Evidence(settings, None, clock or FakeClock())
+
+
+def settled(made: Evidence, count: int) -> Evidence:
+    """Once so many hits have come to their end."""
+    for _ in range(500):
+        if made.kept + sum(made.dropped.values()) >= count and not made._works:
+            return made
+        time.sleep(0.01)
+    raise AssertionError((made.kept, made.dropped))
+
+
+def test_a_piece_says_what_it_is_and_can_be_read(
+    tmp_path: Path, flight: Recorder
+) -> None:
+    """Its rule, endpoint, labels and ids stand in it; its block is the recorder's."""
+    made = store(tmp_path)
+    made.take(HIT)
+    settled(made, 1)
+
+    (listed,) = made.pieces()
+    piece = made.get(listed.id)
+
+    assert piece is not None
+    assert piece.about == listed.about
+    assert piece.about["labels"] == {"endpoint": "/slow/{id}"}
+    assert piece.about["pid"] == os.getpid()
+    assert piece.reason == "latency: /slow/{id} it took 2.000 s"
+    line = piece.timeline()
+    assert [line.name(task.name) for task in line.tasks()] == ["early"]
+    (name,) = [n for n in os.listdir(tmp_path / "shop") if n.startswith("evidence-")]
+    assert (tmp_path / "shop" / name).stat().st_mode & 0o777 == 0o600
+
+
+def test_a_hundred_hits_leave_one_piece_a_window_and_so_many_an_hour(
+    tmp_path: Path, flight: Recorder
+) -> None:
+    """Of an endpoint, and of all; the rest is counted by reason."""
+    clock = FakeClock()
+    made = store(tmp_path, "latency=1 per_hour=3 window=60", clock)
+    for number in range(100):
+        made.take(Hit("latency", f"/{number % 5}", ""))
+        settled(made, number + 1)
+
+    assert made.kept == len(made.pieces()) == 3
+    assert made.dropped == {"window": 57, "hour": 40}
+    clock.now_s += 3601
+    made.take(Hit("latency", "/0", ""))
+    settled(made, 101)
+    assert made.kept == 4, "another hour"
+
+
+def test_workers_of_a_host_share_one_budget(tmp_path: Path, flight: Recorder) -> None:
+    """What one has kept, the other does not keep again, nor beyond the hour's number."""
+    one, other = (store(tmp_path, "latency=1 per_hour=2") for _ in range(2))
+    settled_one = one.take(HIT) or settled(one, 1)
+    other.take(HIT)
+    other.take(Hit("error", "/b", ""))
+    settled(other, 2)
+    one.take(Hit("error", "/c", ""))
+    settled(one, 2)
+
+    assert settled_one.kept == other.kept == 1
+    assert other.dropped == {"window": 1}
+    assert one.dropped == {"hour": 1}
+    assert {p.id for p in one.pieces()} == {p.id for p in other.pieces()}
+
+
+def test_the_oldest_make_room(
+    tmp_path: Path, flight: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bytes and the number of all files are bounded."""
+    monkeypatch.setattr(module, "FILES_CAP", 3)
+    clock = FakeClock()
+    made = store(tmp_path, clock=clock)
+    for number in range(6):
+        clock.now_s += 1
+        made.take(Hit("latency", f"/{number}", ""))
+        settled(made, number + 1)
+    endpoints = [piece.about["endpoint"] for piece in made.pieces()]
+    assert endpoints == ["/5", "/4", "/3"]
+
+    size = made.pieces()[0].file_bytes
+    object.__setattr__(made.rules, "bytes", 2 * size + size // 2)
+    clock.now_s += 1
+    made.take(Hit("latency", "/6", ""))
+    settled(made, 7)
+    assert [piece.about["endpoint"] for piece in made.pieces()] == ["/6", "/5"]
+
+
+def test_a_folder_that_cannot_be_written_is_counted_and_said(
+    tmp_path: Path, flight: Recorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once in the log, each time in the count, and in the doctor's report."""
+    (tmp_path / "shop").write_text("a file where the folder should be")
+    made = store(tmp_path)
+    made.take(HIT)
+    made.take(Hit("error", "/b", ""))
+    settled(made, 2)
+
+    assert made.dropped == {"disk": 2}
+    assert str(tmp_path) in made.state()
+    assert len([r for r in caplog.records if "not kept" in r.message]) == 1
+    assert made.pieces() == []
+    (tmp_path / "shop").unlink()
+    made.take(Hit("error", "/c", ""))
+    assert settled(made, 3).kept == 1
+    assert made.state() == "on"
+
+
+def test_a_full_disk_leaves_no_torn_file(tmp_path: Path, flight: Recorder) -> None:
+    """What could not be written whole is not there, under no name."""
+    made = store(tmp_path)
+    made.take(HIT)
+    settled(made, 1)
+    before = sorted(os.listdir(tmp_path / "shop"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, hard))
+    try:
+        made.take(Hit("error", "/b", ""))
+        settled(made, 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    assert made.dropped == {"disk": 1}
+    assert "too large" in made.failure
+    assert sorted(os.listdir(tmp_path / "shop")) == before
+
+
+def test_without_a_recording_nothing_is_kept(tmp_path: Path) -> None:
+    """And it is counted."""
+    recorder.close()
+    made = store(tmp_path)
+    made.take(HIT)
+
+    assert settled(made, 1).dropped == {"recorder": 1}
+
+
+def test_torn_and_foreign_files_are_no_pieces(tmp_path: Path, flight: Recorder) -> None:
+    """Whatever lies there under such a name: it is not listed, or refused."""
+    made = store(tmp_path)
+    made.take(HIT)
+    (piece,) = settled(made, 1).pieces()
+    folder = Folder(str(tmp_path), "shop")
+    name = "evidence-1700000000000-7-00000000-" + 16 * "0"
+    for content in (b"", b"[]\n", b"{}", b"\xff\n", b"{" * 100_000):
+        folder.write(name, content)
+        assert piece in made.pieces()
+        assert made.get("7-" + 16 * "0") is None or content == b"{}"
+    assert made.get("7-" + 15 * "0") is None
+    assert made.get("../../etc/passwd") is None
+
+
+def app_for(base: Path) -> Any:
+    settings = Settings(
+        keys=(KEY,), service="shop", evidence="latency=1", evidence_dir=str(base)
+    )
+    return wsgi.Stroboscope(wsgi_inner, settings)
+
+
+def test_who_may_read_traces_may_read_evidence(
+    tmp_path: Path, flight: Recorder
+) -> None:
+    """Listed, given in both forms, shared by a link, dropped by an admin, no one else."""
+    made = store(tmp_path)
+    made.take(HIT)
+    (piece,) = settled(made, 1).pieces()
+    app, path = app_for(tmp_path), f"/debug/captures/{piece.id}"
+    mine = bearer(token("profile", "trace"))
+    (listed,) = json.loads(ask_wsgi("/debug/captures", mine, app=app).body)
+    assert (listed["id"], listed["kind"]) == (piece.id, "evidence")
+    assert listed["parameters"]["rule"] == "latency"
+
+    others = bearer(token("profile"))
+    assert json.loads(ask_wsgi("/debug/captures", others, app=app).body) == []
+    assert ask_wsgi(path, others, app=app).status == 403
+    given = ask_wsgi(path, mine, app=app)
+    assert b"wide" in given.body
+    chrome = ask_wsgi(path + "?format=json", mine, app=app)
+    assert "wide" in {e.get("name") for e in json.loads(chrome.body)["traceEvents"]}
+    assert ask_wsgi(path + "?format=svg", mine, app=app).status == 400
+
+    body = json.dumps({"path": f"/captures/{piece.id}?format=json"}).encode()
+    kind = {"Content-Type": "application/json"}
+    asked = {"method": "POST", "body": body, "app": app}
+    assert ask_wsgi("/debug/share", others | kind, **asked).status == 403
+    link = json.loads(ask_wsgi("/debug/share", mine | kind, **asked).body)["url"]
+    assert ask_wsgi(link, app=app).body == chrome.body
+
+    assert ask_wsgi(path, mine, method="DELETE", app=app).status == 403
+    assert ask_wsgi(path, admin(), method="DELETE", app=app).status == 200
+    assert made.pieces() == []
+    assert ask_wsgi(path, mine, app=app).status == 404
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        *("latency", "latency=0", "latency=-1", "latency=nan", "latency=x", "p99=1"),
+        *("errors=1", "rss=1", "rss=1.5e6.1", "tasks=1.5", "latency=1 latency=2"),
+        *("per_hour=0", "window=0", "bytes=1", "colour=blue"),
+    ],
+)
+def test_rules_are_checked_as_settings_are_made(rules: str) -> None:
+    """With what is allowed."""
+    with pytest.raises(SettingsError, match="evidence is"):
+        Settings(evidence=rules)
+
+
+def test_rules_need_somewhere_to_keep_what_they_find() -> None:
+    """A run directory, or one of their own; and nothing is kept without a rule."""
+    with pytest.raises(SettingsError, match="evidence_dir"):
+        Settings(evidence="errors", rundir="off")
+    with pytest.raises(SettingsError, match="absolute"):
+        Settings(evidence_dir="here")
+    assert Settings(evidence="per_hour=3", rundir="off").evidence_rules.per_hour == 3
+    assert not Settings().evidence_rules.are_any
+
+
+def test_a_long_ring_is_cut_to_its_last_events(tmp_path: Path) -> None:
+    """The copy is bounded whatever the recorder holds, and its events stay whole."""
+    recorder.close()
+    recorder.configure("shop", 1 << 20)
+    recorder.set_flight(True)
+    for number in range(20_000):
+        with strobe.task(f"t{number % 7}"):
+            pass
+    whole, cut = recorder.snapshot(), recorder.snapshot(2048)
+
+    assert whole is not None
+    assert cut is not None
+    assert len(cut) < len(whole) - (30_000 << 5)
+    line, last = Timeline.read(whole), Timeline.read(cut)
+    assert last.torn == 0
+    assert last.events == 2048
+    ended = [task.serial for task in line.tasks()]
+    assert [task.serial for task in last.tasks()] == ended[-1024:]

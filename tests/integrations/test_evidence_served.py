@@ -1,0 +1,80 @@
+"""Evidence on real servers: what a rule met is kept, once, and given out by everybody."""
+
+import time
+from typing import Any
+
+import httpx
+import pytest
+from perfetto_sql import Processor, missing, processing
+from servers import GUNICORN, UVICORN, serving, token
+
+ASGI, WSGI = "evident_site:app", "evident_site:flask_app"
+RULES = "latency=0.2 window=60"
+
+
+def listed(base: str, *, count: int = 1, seconds: float = 8) -> list[dict[str, Any]]:
+    """The evidence the service lists, once there are so many pieces."""
+    headers = {"Authorization": f"Bearer {token('profile', 'trace')}"}
+    ends_s = time.monotonic() + seconds
+    while True:
+        answer = httpx.get(base + "/debug/captures", headers=headers, timeout=10)
+        assert answer.status_code == 200
+        found = [one for one in answer.json() if one["kind"] == "evidence"]
+        if len(found) >= count or time.monotonic() > ends_s:
+            return found
+        time.sleep(0.1)
+
+
+def trace(base: str, one: dict[str, Any], form: str = "perfetto") -> httpx.Response:
+    headers = {"Authorization": f"Bearer {token('profile', 'trace')}"}
+    return httpx.get(f"{base}{one['url']}?format={form}", headers=headers, timeout=20)
+
+
+@pytest.fixture(scope="module")
+def processor() -> Any:
+    if lacks := missing():
+        pytest.skip(f"Perfetto's trace processor needs {lacks}")
+    with processing() as made:
+        yield made
+
+
+@pytest.mark.parametrize(
+    ("command", "app", "regions"),
+    [
+        (UVICORN, ASGI, {"db.fetch", "render"}),
+        (GUNICORN + "--threads 4 ", WSGI, {"db.fetch"}),
+    ],
+    ids=["uvicorn", "gunicorn"],
+)
+def test_a_slow_request_among_fast_ones_leaves_one_piece(
+    command: str, app: str, regions: set[str], processor: Processor
+) -> None:
+    """Its trace holds that request with its regions, as Perfetto's own SQL sees them."""
+    with serving(command, app, STROBOSCOPE_EVIDENCE=RULES) as (base, _):
+        for number in range(30):
+            httpx.get(f"{base}/fast/{number}")
+            if number in (10, 20):
+                assert httpx.get(f"{base}/slow/{number}").status_code == 200
+        (one,) = listed(base)
+        time.sleep(0.3)
+        assert [again["id"] for again in listed(base)] == [one["id"]]
+        answer = trace(base, one)
+        chrome = trace(base, one, "json")
+
+    assert one["parameters"]["rule"] == "latency"
+    assert one["reason"].startswith("latency: /slow/")
+    assert one["parameters"]["method"] == "GET"
+    assert answer.status_code == chrome.status_code == 200
+    assert chrome.json()["traceEvents"]
+    processor.load(answer.content)
+    assert processor.problems() == []
+    slow = processor.query(
+        "select distinct ts, dur from slice where name like 'http:/slow/%'"
+    )
+    assert len(slow) == 1, "the second one came later than the copy was taken"
+    assert slow[0]["dur"] >= 0.4e9
+    inside = processor.query(
+        "select distinct c.name as name from slice c join slice p on c.parent_id = p.id "
+        "where p.name like 'http:/slow/%'"
+    )
+    assert {row["name"] for row in inside} == regions
