@@ -26,6 +26,7 @@ from typing import Any
 
 from stroboscope._core import engine
 from stroboscope.errors import EngineUnavailable
+from stroboscope.formats.names import plain
 
 #: How long it may take, and how much it may say.
 SECONDS_CAP = 6.0
@@ -47,7 +48,6 @@ exit $status
 #: An address is no name, and tells where our libraries are.
 _UNNAMED = re.compile(r"^0x[0-9a-f]+$")
 _ENVIRON = {"PATH": "/usr/local/bin:/usr/bin:/bin"}
-_NAME = re.compile(r"[A-Za-z0-9_.:() -]{1,64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +94,9 @@ def _stack(found: dict[str, Any]) -> NativeStack:
         for one in found["frames"][:DEPTH_CAP]
     )
     name = str(found.get("thread_name") or "")
-    shown = name if _NAME.fullmatch(name) else "thread"
-    return NativeStack(shown, bool(found["active"]), bool(found["owns_gil"]), frames)
+    return NativeStack(
+        plain(name, "thread"), bool(found["active"]), bool(found["owns_gil"]), frames
+    )
 
 
 def _run(arguments: list[str]) -> tuple[int, bytes, bytes]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
-import re
 import sys
 import threading
 import time
@@ -21,6 +20,7 @@ from typing import Any, overload
 
 from stroboscope._core import AtRest, LabelCell, TaskRow, engine, task_sets
 from stroboscope._core.at_rest import CREATED, RUNNING
+from stroboscope.formats.names import plain
 from stroboscope.formats.profile import Frame, Labels, Profile, Sample, ValueType
 from stroboscope.labels import labels_of
 from stroboscope.profiles.ages import Ages
@@ -30,7 +30,6 @@ from stroboscope.profiles.greenlets import greenlets_at_rest
 #: Tasks read in one snapshot; the snapshot says so when there are more.
 TASKS_CAP = 20_000
 CUT, LOST = Frame("", "[truncated]", 0, 0), Frame("", "[lost]", 0, 0)
-_NAME = re.compile(r"[A-Za-z0-9_.:() -]{1,64}")
 _COUNT = ValueType("goroutine", "count")
 
 
@@ -187,11 +186,6 @@ def to_profile(taken: Snapshot, now_ns: int) -> Profile:
     )
 
 
-def _named(name: str, kind: str) -> str:
-    """Names are the application's: one that is no plain name may hold anything."""
-    return name if _NAME.fullmatch(name) else kind
-
-
 class _Reader:
     """Puts what a walk finds into columns; tasks first, while they are at hand."""
 
@@ -230,7 +224,7 @@ class _Reader:
         names = {thread.ident: thread.name for thread in threading.enumerate()}
         for row in found.threads:
             if row.ident not in own:
-                name = _named(names.get(row.ident, ""), "thread")
+                name = plain(names.get(row.ident, ""), "thread")
                 age_s = row.age_ns / 1e9 if row.age_ns >= 0 else math.nan
                 labels = self._labels(row.cell)
                 made.add("thread", name, row.state, labels, row.stack, age_s)
@@ -261,7 +255,7 @@ class _Reader:
 
 def _task_name(task: Any) -> str:
     try:
-        return _named(task.get_name(), "Task")
+        return plain(task.get_name(), "Task")
     except Exception:  # a task class of the application's
         return "Task"
 
@@ -276,5 +270,5 @@ def _state(row: TaskRow) -> str:
         return "ready to run"
     if isinstance(waiter, asyncio.Task):
         return f'suspended on task "{_task_name(waiter)}"'
-    name = _named(type(waiter).__name__, "a future").lstrip("_")
+    name = plain(type(waiter).__name__, "a future").lstrip("_")
     return sys.intern(f"suspended on {name}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -12,6 +11,7 @@ from typing import Any
 from weakref import ref
 
 from stroboscope._core.watching import Heart
+from stroboscope.formats.names import plain
 from stroboscope.stalls.held import (
     LeftBehind,
     explained,
@@ -26,7 +26,6 @@ from stroboscope.stalls.telling import Teller
 _PAUSE_S, _GROWTH, _PAUSE_CAP_S = 0.005, 1.3, 1.0
 #: A stall that lasts longer is told before it is over.
 _LONG_S = 2.0
-_NAME = re.compile(r"[A-Za-z0-9_.:() -]{1,64}")
 
 #: The span of a context, or None, and its ids by name.
 SpanOf = Callable[[Context], tuple[Any, Mapping[str, str]]]
@@ -181,4 +180,4 @@ def thread_name(ident: int) -> str:
     """A thread's name, where it is a plain one; takes no lock."""
     thread = threading._active.get(ident)  # type: ignore[attr-defined]
     name = str(getattr(thread, "name", ""))
-    return name if _NAME.fullmatch(name) else "thread"
+    return plain(name, "thread")

@@ -22,6 +22,7 @@ from typing import Protocol
 
 from stroboscope._core import engine, recording
 from stroboscope.errors import FolderError, RecordingFormatError
+from stroboscope.formats.names import plain
 from stroboscope.formats.timeline import Timeline
 
 #: How often the stacks of threads are noted, and how much of each: its leaf.
@@ -161,4 +162,4 @@ def stack_text(frame: FrameType | None) -> str:
 
 def _thread_name(ident: int) -> str:
     thread = threading._active.get(ident)  # type: ignore[attr-defined]
-    return str(getattr(thread, "_name", f"thread {ident}"))
+    return plain(str(getattr(thread, "_name", "")), f"thread {ident}")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from stroboscope._core import engine
 from stroboscope._core.engine import Window
 from stroboscope.formats.callstacks import Callstacks
+from stroboscope.formats.names import plain
 from stroboscope.tracing.extras import Collector, Fact
 
 #: Asked for: CPU timers fire at the kernel's tick at most, which is often 250 a second.
@@ -65,4 +66,8 @@ def _thread_names() -> dict[int, str]:
     """By the system's id, of threads that live. Takes no lock."""
     active = list(threading._active.values())  # type: ignore[attr-defined]
     named = [(getattr(one, "native_id", None), one) for one in active]
-    return {tid: str(getattr(one, "_name", "")) for tid, one in named if tid}
+    return {
+        tid: plain(str(getattr(one, "_name", "")), f"thread {tid}")
+        for tid, one in named
+        if tid
+    }
