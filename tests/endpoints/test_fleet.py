@@ -1,6 +1,7 @@
 """Two hosts of one service and a real Redis; a host is a run directory of its own."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,7 +19,9 @@ from workers import ROOT, Worker, wait_until, worker
 
 from stroboscope.endpoints.agreement import FLEET, HOST
 from stroboscope.endpoints.leases import GRACE_S
+from stroboscope.errors import FleetError
 from stroboscope.fleet.clerk import BUDGET_S, RETRY_S, SLACK_S
+from stroboscope.fleet.link import Link
 
 #: What a machine full of tests adds to a budget.
 NOISE_S = 1.0
@@ -554,3 +557,29 @@ def test_h29_the_password_of_redis_is_shown_nowhere(
     stored = b"".join(one.read_bytes() for one in written)
     assert b"cpu_hz" in stored
     assert a.key.encode() not in stored
+
+
+def test_the_acl_of_the_how_to_is_enough(tmp_path: Path, server: RedisServer) -> None:
+    """The user it makes can do all that we ask of Redis, and touch nothing else."""
+    text = (ROOT / "docs/fleet.md").read_text()
+    (line,) = re.findall(r"^ACL SETUSER .*$", text, re.MULTILINE)
+    server.run(
+        *line.replace("{shop/prod}", "{shop/}").replace(">password", ">sesame").split()
+    )
+    server.run("SET", "another's", "1")
+    url = server.url.replace("redis://", "redis://stroboscope:sesame@")
+    with worker(tmp_path / "a", redis_url=url) as a:
+        put_for = put(a, 50).json()["holds_for"]
+        revoked = a.ask("/revoke", "admin", method="POST", json={"id": "x"}).json()
+        traced = a.ask("/trace?seconds=0.1", "trace")
+        again = a.ask("/trace?seconds=0.1", "trace")
+        said = fleet(a)
+
+    assert put_for == revoked["holds_for"] == FLEET
+    assert traced.headers[SAID] == "held; fence=1"
+    assert again.headers[SAID] == "held; fence=2"
+    assert said == "reachable"
+    link = Link(url)
+    with pytest.raises(FleetError):
+        link.call(("GET", "another's"), time.monotonic() + 1)
+    link.close()
