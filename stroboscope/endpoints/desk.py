@@ -98,9 +98,10 @@ class Desk:
         self.knobs = knobs_of(settings, clock)
         self.members = _members(settings)
         folder = self.members.folder if self.members is not None else None
-        #: What the hosts of the service share, by way of workers; None without Redis.
-        has_fleet = bool(settings.redis_url) and is_worker
-        self.fleet = Fleet(settings, folder) if has_fleet else None
+        #: What the hosts of the service share; None without Redis.
+        self.fleet = (
+            Fleet(settings, folder, is_worker=is_worker) if settings.redis_url else None
+        )
         self.leases = Leases(clock, folder, self.fleet)
         self.totals = None if folder is None else Totals(folder, _copies(settings))
         self.flights = Flights()

@@ -7,6 +7,7 @@ does not, because it is gone or stands still, is replaced by the next who notice
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import time
@@ -42,7 +43,11 @@ class Standing:
 class Fleet:
     """Of one surface. Raises: SettingsError for a URL it cannot use."""
 
-    def __init__(self, settings: Settings, folder: Folder | None) -> None:
+    def __init__(
+        self, settings: Settings, folder: Folder | None, *, is_worker: bool = True
+    ) -> None:
+        #: Others, such as the sidecar, have no knobs to look for.
+        self._is_worker = is_worker
         self._clerk = Clerk(settings.redis_url, self._turn)
         scope = (settings.service, settings.env)
         #: For requests; and for what the clerk's own thread does.
@@ -124,9 +129,13 @@ class Fleet:
             self._free_abandoned()
         if now_s < self._due_s or not self._is_ours(now_s):
             return
-        if not self._clerk.is_due():
+        if not self._clerk.is_due() or not (self._is_worker or self.failure):
             return
         before = self.failure
+        if not self._is_worker:
+            with contextlib.suppress(FleetError):
+                self.store_here.look()  # whether it is back
+            return
         self._say(now_s + LOOK_S, before)  # first: it may take a while
         try:
             marks = self.store_here.look()

@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from urllib.parse import parse_qsl, urlencode
 
 from stroboscope._http.messages import PROFILE, Request, Response, refusal
@@ -20,7 +21,7 @@ from stroboscope.endpoints.captures import HEADER as CAPTURE
 from stroboscope.endpoints.counted import INSTANCE, Counted
 from stroboscope.endpoints.gate import PEER_SCHEME
 from stroboscope.endpoints.parts import Part, join
-from stroboscope.endpoints.profiles import kept
+from stroboscope.endpoints.profiles import kept, under_lease
 from stroboscope.endpoints.wedged import answer_for, part_of
 from stroboscope.errors import FolderError
 from stroboscope.workers.asking import Answer, Question
@@ -38,6 +39,8 @@ LEAD_CAP_NS = 1_000_000_000
 _START = "x-stroboscope-start"
 #: Where a worker that does not answer has left something for others.
 STACKS = "/stacks"
+#: What may be forensic, and then is one for all.
+CPU = "/pprof/profile"
 #: Not sent on: which worker, and how to join, is decided here.
 _WORKER = "worker"
 _OURS = (_WORKER, "merge")
@@ -85,7 +88,8 @@ def _whole(
     seconds: float,
 ) -> Response:
     if not call.desk.is_worker:
-        return _of_others(call, path, count, seconds)
+        take = partial(_of_others, call, path, count, seconds)
+        return under_lease(call, seconds, take) if path == CPU else take()
     others = _others(call)
     if seconds and others:
         call = count.call = replace(call, start_ns=time.monotonic_ns() + LEAD_NS)

@@ -74,6 +74,19 @@ def profile(call: Call) -> Response:
     return fenced(call, lease, answer)
 
 
+def under_lease(call: Call, seconds: float, take: Callable[[], Response]) -> Response:
+    """What `take` answers, for who is no worker: alone where the capture is forensic."""
+    if first(call.request.query, "forensic") != "1":
+        return take()
+    owner = call.grant.token_id
+    try:
+        with call.desk.leases.hold("forensic profile", owner, seconds) as lease:
+            answer = take()
+    except LeaseTaken as taken:
+        return taken_response(call, taken)
+    return fenced(call, lease, answer)
+
+
 def wall(call: Call) -> Response:
     """Time on and off the CPU, of threads and suspended tasks."""
     seconds, clamped = profile_seconds(call.request.query, _cap_s(call))

@@ -8,12 +8,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
+from redis_servers import RedisServer
 from servers import FASTAPI, FLASK, GUNICORN, KEY, UVICORN, rundir, serving, token
+from workers import wait_until
 
 from stroboscope.formats.pprof_reader import decode
 
@@ -233,3 +236,41 @@ def test_targets_are_what_service_discovery_reads() -> None:
         assert set(group) == {"targets", "labels"}
         assert all(isinstance(one, str) for one in group["targets"])
         assert all(isinstance(one, str) for one in group["labels"].values())
+
+
+def test_h19_a_forensic_profile_by_the_sidecar_is_one_for_all(
+    server: RedisServer,
+) -> None:
+    """Of the workers, of who asks the sidecar, and of other hosts of a fleet."""
+    folder, other = rundir(), rundir()
+    environ = {"STROBOSCOPE_REDIS_URL": server.url}
+    path = "/pprof/profile?forensic=1&seconds="
+    with (
+        serving(UVICORN, FASTAPI, STROBOSCOPE_RUNDIR=str(folder), **environ) as (
+            one,
+            _,
+        ),
+        serving(UVICORN, FASTAPI, STROBOSCOPE_RUNDIR=str(other), **environ) as (two, _),
+        sidecar(folder, **environ) as ask,
+    ):
+        httpx.get(one + "/")
+        bearer = {"Authorization": f"Bearer {token(*ALL)}"}
+        with ThreadPoolExecutor(1) as pool:
+            first = pool.submit(ask.get, path + "1.5")
+            wait_until(lambda: server.run("EXISTS", "stroboscope:{shop/}:lease"), 5.0)
+            refused = [
+                ask.get(path + "1").status_code,
+                *(
+                    httpx.get(f"{base}/debug{path}1", headers=bearer).status_code
+                    for base in (one, two)
+                ),
+            ]
+            answer = first.result()
+        after = ask.get(path + "0.1")
+
+    assert refused == [429, 429, 429]
+    assert (answer.status_code, answer.headers["X-Stroboscope-Fleet"]) == (
+        200,
+        "held; fence=1",
+    )
+    assert after.headers["X-Stroboscope-Fleet"] == "held; fence=2"
