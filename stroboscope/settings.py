@@ -131,6 +131,8 @@ class Settings:
     evidence: str = ""
     #: Where, in a folder of the service's name. Empty: in the run directory.
     evidence_dir: str = ""
+    #: Export the regions of recorded requests as OpenTelemetry spans as well.
+    regions_to_spans: bool = False
     #: Captures that may share the sampler at once.
     windows: int = WINDOWS_CAP
     #: Distinct label sets alive at once in this process; beyond it `(overflow)`.
@@ -403,4 +405,5 @@ VARIABLES: dict[str, Callable[[str], object]] = {
     "evidence": str,
     "evidence_dir": str,
     "public_url": str,
+    "regions_to_spans": _flag,
 }

@@ -17,6 +17,7 @@ try:
         perfetto_write,
         region,
         set_region_decorator,
+        set_region_spans,
         timeline_read,
         timeline_text,
         trace_after_fork,
@@ -48,6 +49,10 @@ except ImportError:
         """Nobody wants what cannot be had."""
         return 0
 
+    def _nothing(*args: Any) -> Any:
+        return None
+
+    set_region_spans = _nothing
     perfetto_write = timeline_read = timeline_text = _missing
     trace_after_fork = trace_capture_begin = trace_capture_drain = _missing
     trace_capture_end = trace_close = trace_fraction = trace_info = _missing
@@ -71,6 +76,7 @@ __all__ = [
     "perfetto_write",
     "region",
     "set_region_decorator",
+    "set_region_spans",
     "timeline_read",
     "timeline_text",
     "trace_after_fork",

@@ -39,10 +39,10 @@ from stroboscope.profiles.governor import Governor
 from stroboscope.profiles.ledgers import keep_labels
 from stroboscope.settings import Settings
 from stroboscope.stalls import WATCH
+from stroboscope.tracing import otel as otel_links
 from stroboscope.tracing import recorder
 from stroboscope.tracing.captures import Facts, record
 from stroboscope.tracing.kept import KEPT
-from stroboscope.tracing.otel import install as link_spans
 from stroboscope.workers.folder import OFF, Folder, default_base
 from stroboscope.workers.leaving import Leaving, left_by
 from stroboscope.workers.members import Members
@@ -154,7 +154,8 @@ class Desk:
             recorder.configure(settings.service, settings.recorder_bytes, folder)
             self.knobs.apply()
             self.evidence.begin(self.loops)
-            link_spans()
+            otel_links.install()
+            otel_links.export_regions(settings.regions_to_spans)
         if folder is not None and recording.AVAILABLE:
             # No thread to be had: whoever asks for the captures looks again.
             with contextlib.suppress(RuntimeError):

@@ -7,11 +7,11 @@ what they do. Whatever is in here costs nothing while nothing is recorded.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 from weakref import WeakSet
 
-from opentelemetry import trace
+from opentelemetry import context, trace
 
 from stroboscope._core import LABELS, LabelCell, recording
 
@@ -133,6 +133,37 @@ def install() -> bool:
     _installed.add(provider)
     add(SpanLinks())
     return True
+
+
+def export_regions(is_on: bool, provider: Any = None) -> None:
+    """Make a span of each recorded region from now on, or of none any more.
+
+    Of `provider`, or the global one. A region's span is the child of the span that is
+    current as it begins, if that is recorded, and the current one until it ends.
+    """
+    if not is_on:
+        recording.set_region_spans(None)
+        return
+    tracer = trace.get_tracer("stroboscope", tracer_provider=provider)
+
+    def begin(name: str) -> Callable[[type[BaseException] | None], None] | None:
+        if not trace.get_current_span().is_recording():
+            return None
+        before = context.get_current()
+        span = tracer.start_span(name)
+        context.attach(trace.set_span_in_context(span))
+
+        def end(failure: type[BaseException] | None) -> None:
+            # In another context, where it is not current, nothing is to be put back.
+            if trace.get_current_span() is span:
+                context.attach(before)
+            if failure is not None and issubclass(failure, Exception):
+                span.set_status(trace.Status(trace.StatusCode.ERROR, failure.__name__))
+            span.end()
+
+        return end
+
+    recording.set_region_spans(begin)
 
 
 def _take(span: Any) -> None:

@@ -14,6 +14,7 @@ typedef struct {
     uint32_t generation; /* it was recorded in; 0 for not at all */
     uint32_t lane;
     int32_t slot;
+    PyObject *end_span; /* strong, or NULL; means something where `generation` does */
 } entry;
 
 /* Of one `with`, as a rule; one that the user keeps may be entered many times at once. */
@@ -31,6 +32,8 @@ enum { FREE_MAX = 128, ENTRIES_MAX = 1 << 16 };
 static PyTypeObject *region_type;
 static PyObject *ready; /* the awaitable that is done at once */
 static PyObject *decorate; /* stroboscope.tracing's: (name, function) -> function */
+/* Where regions are spans as well: (name) -> (failure or None) -> anything, or None. */
+static PyObject *begin_span;
 static region *free_list[FREE_MAX];
 static int free_length;
 
@@ -49,6 +52,7 @@ record_begin(region *self, entry *made, PyThreadState *tstate)
     made->task = task ? task->serial : 0;
     made->slot = task ? task->slot : -1;
     made->generation = sb_trace.generation;
+    made->end_span = NULL;
     made->pair = sb_trace_pair();
     sb_trace_put(now_ns, SB_REGION_BEGIN, made->task, made->name, made->pair,
                  made->lane);
@@ -109,6 +113,44 @@ next_entry(region *self)
     return entry_at(self, self->entered++);
 }
 
+/* Tell that a region ended. Steals `end`; runs Python code, sets no exception. */
+static void
+finish_span(PyObject *end, PyObject *failure)
+{
+    PyObject *done = PyObject_CallOneArg(end, failure ? failure : Py_None);
+    if (done == NULL) {
+        PyErr_Clear();
+    }
+    Py_XDECREF(done);
+    Py_DECREF(end);
+}
+
+/* Begin the span of an entry that was recorded as `pair`. Runs Python code: other threads
+ * may enter and leave this region meanwhile, and its entries move. */
+static void
+start_span(region *self, uint32_t pair)
+{
+    PyObject *begin = Py_NewRef(begin_span); /* it may be replaced meanwhile */
+    PyObject *end = PyObject_CallOneArg(begin, self->name);
+    Py_DECREF(begin);
+    if (end == NULL) {
+        PyErr_Clear();
+        return;
+    }
+    if (end == Py_None) {
+        Py_DECREF(end);
+        return;
+    }
+    for (uint32_t at = 0; at < self->entered; at++) {
+        entry *made = entry_at(self, at);
+        if (made->generation && made->pair == pair && made->end_span == NULL) {
+            made->end_span = end;
+            return;
+        }
+    }
+    finish_span(end, NULL); /* it was left by somebody else */
+}
+
 static inline void
 enter(region *self)
 {
@@ -125,6 +167,9 @@ enter(region *self)
         uint32_t at = self->entered - 1;
         record_begin(self, &recorded, tstate);
         *entry_at(self, at) = recorded;
+        if (begin_span != NULL && recorded.generation) {
+            start_span(self, recorded.pair);
+        }
     }
 }
 
@@ -162,6 +207,9 @@ leave(region *self, PyObject *failure)
     entry taken;
     if (take_entry(self, &taken) && taken.generation) {
         record_end(&taken, failure);
+        if (taken.end_span != NULL) {
+            finish_span(taken.end_span, failure);
+        }
     }
 }
 
@@ -363,7 +411,15 @@ set_decorator(PyObject *Py_UNUSED(module), PyObject *function)
     Py_RETURN_NONE;
 }
 
+static PyObject *
+set_spans(PyObject *Py_UNUSED(module), PyObject *begin)
+{
+    Py_XSETREF(begin_span, begin == Py_None ? NULL : Py_NewRef(begin));
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef functions[] = {
+    {"set_region_spans", set_spans, METH_O, "Whom to tell of regions."},
     {"set_region_decorator", set_decorator, METH_O, "What a region does to a function."},
     {NULL, NULL, 0, NULL},
 };
