@@ -23,6 +23,16 @@ _THREAD_SLICE, _TASK_SLICE = 16, 100
 _MOMENT = struct.Struct("<2Q3I4x")
 
 
+def _resolve(cell: _native.LabelCell) -> None:
+    # The source is the application's data read from another thread: it may fail in any
+    # way, and then the label is missing.
+    with contextlib.suppress(Exception):
+        source = cell.source
+        found = source() if source is not None else None
+        if found is not None:
+            cell.labels = found
+
+
 class NativeDriver:
     """Per-thread CPU timers and a signal handler; see `_core/src/sampler.h`."""
 
@@ -150,14 +160,15 @@ class NativeDriver:
         )
 
     def _resolve_live_cells(self) -> None:
+        resolved = set()
         for cell in _native.live_sampled():
-            # The source is the application's data read from another thread: it may
-            # fail in any way, and then the label is missing.
-            with contextlib.suppress(Exception):
-                source = cell.source
-                found = source() if source is not None else None
-                if found is not None:
-                    cell.labels = found
+            # With those around it: a request that was sampled only in a block of its
+            # own is not marked, and its labels are wanted all the same.
+            around: _native.LabelCell | None = cell
+            while around is not None and around.serial not in resolved:
+                resolved.add(around.serial)
+                _resolve(around)
+                around = around.parent
             cell.show()
 
     def _moments(self, block: bytes, at: dict[int, int]) -> list[Moment]:

@@ -144,6 +144,22 @@ def test_a_live_request_is_resolved_from_its_source() -> None:
     assert set(by_function_and_label(capture)) == {("a", "late")}
 
 
+def test_a_live_request_sampled_in_a_block_of_its_own_is_resolved() -> None:
+    """The request itself was never sampled, and its labels are wanted all the same."""
+    request = LabelCell()
+    request.source = lambda: "late"
+    inner = LabelCell("inner", request)
+    LABELS.set(inner)
+    try:
+        window = engine.open_window(250)
+        burn_a(0.1)
+        capture = window.close()
+    finally:
+        LABELS.set(None)
+
+    assert ("late", "inner") in capture.chains.values()
+
+
 def test_a_source_that_raises_costs_the_label_only() -> None:
     """Our failure never breaks the profile."""
     cell = LabelCell()
