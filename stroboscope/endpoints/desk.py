@@ -69,6 +69,9 @@ class Shown(Protocol):
     def set_bounds(self, bounds_s: Iterable[float]) -> None:
         """Other bounds for the latency label, from now on."""
 
+    def set_span_ids(self, is_on: bool) -> None:
+        """Whether samples say which span they are of, from now on."""
+
     def running(self) -> int:
         """Requests that have begun and not ended."""
 
@@ -135,6 +138,7 @@ class Desk:
         self._loops: WeakSet[asyncio.AbstractEventLoop] = WeakSet()
         self._watches = False
         self.knobs.on_change("latency_buckets", self._set_bounds)
+        self.knobs.on_change("span_ids", self._set_span_ids)
         self.knobs.on_change("stall_threshold_ms", self._watch)
         self.knobs.on_change("threadcreate", births.switch)
         self.knobs.on_change("trace_fraction", recorder.set_fraction)
@@ -225,6 +229,10 @@ class Desk:
         WATCH.span_of, WATCH.note = otel.span_of, otel.note_stall
         WATCH.left = self._left
         WATCH.begin(threshold_ms, self.settings.slow_request_s)
+
+    def _set_span_ids(self, is_on: bool) -> None:
+        for labeller in self.labellers:
+            labeller.set_span_ids(is_on)
 
     def _set_bounds(self, bounds_s: list[float]) -> None:
         for labeller in self.labellers:

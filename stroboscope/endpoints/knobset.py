@@ -92,6 +92,13 @@ def knobs_of(settings: Settings, clock: Clock = SYSTEM) -> Knobs:
                 {},
                 "Upper bounds of the latency label, in seconds.",
             ),
+            Knob(
+                "span_ids",
+                False,
+                flag,
+                {},
+                "Samples of CPU and running time say whose span they are.",
+            ),
             Knob("log_levels", {}, levels.check, {}, "Level by logger."),
         ),
         clock,

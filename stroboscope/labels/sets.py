@@ -59,6 +59,25 @@ class LabelSet:
         return f"LabelSet({inner})"
 
 
+class SpannedLabels(LabelSet):
+    """A request's labels, and which span of OpenTelemetry it is: 16 digits.
+
+    Not interned, for each request has another one. For samples of time alone; whoever
+    does not ask for the span gets the labels, and nothing of it.
+    """
+
+    __slots__ = ("span_id",)
+
+    def __init__(self, labels: LabelSet, span_id: str) -> None:
+        super().__init__(labels.items, labels.id)
+        self.span_id = span_id
+
+
+def span_of(chain: Iterable[object]) -> str:
+    """The span of overlays, root first; empty where nobody asked for spans."""
+    return next((one.span_id for one in chain if isinstance(one, SpannedLabels)), "")
+
+
 @dataclass(frozen=True, slots=True)
 class Removal:
     """An overlay that takes keys away from what the overlays above it give."""

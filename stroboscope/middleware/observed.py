@@ -17,6 +17,7 @@ from stroboscope._core import LABELS, LabelCell, recording
 from stroboscope.errors import LabelError
 from stroboscope.labels import TABLE, LabelSet
 from stroboscope.labels.outcome import latency_bucket, status_class
+from stroboscope.labels.sets import SpannedLabels
 from stroboscope.labels.tenants import TenantBuckets
 from stroboscope.settings import Settings
 from stroboscope.tracing import otel
@@ -55,6 +56,7 @@ class Labeller:
         # Atomic, which `+= 1` is not; and a request nobody ends leaks no memory.
         self.begin, self.end = itertools.count().__next__, itertools.count().__next__
         self._logged: set[str] = set()
+        self.has_span_ids = False
         self.failures = 0
 
     def labels(self, request: Observed) -> LabelSet | None:
@@ -72,7 +74,10 @@ class Labeller:
                 found[self._keys["latency"]] = latency_bucket(seconds, self._bounds)
                 if request.status:
                     found[self._keys["status"]] = status_class(request.status)
-            return TABLE.intern_leniently(found)
+            labels = TABLE.intern_leniently(found)
+            if self.has_span_ids and (span_id := request.span_id()):
+                return SpannedLabels(labels, span_id)
+            return labels
         except Exception as error:  # a label may be missing, nothing may break
             self.failed(error)
             return None
@@ -93,6 +98,10 @@ class Labeller:
     def running(self) -> int:
         """Requests that have begun and not ended."""
         return self.begin() - self.end()
+
+    def set_span_ids(self, is_on: bool) -> None:
+        """Whether samples say which span they are of, from now on."""
+        self.has_span_ids = is_on
 
     def set_bounds(self, bounds_s: Iterable[float]) -> None:
         """Other bounds for the latency label, from now on."""
@@ -218,6 +227,8 @@ class Observed:
                 told[otel.ENDPOINT] = endpoint
             if recording.trace_wanted() & recording.CAPTURE:
                 told[otel.URL] = f"{self.labeller.tasks_url}{cell.span_id}"
+            if self.labeller.has_span_ids:
+                told[otel.PROFILE] = self.span_id()
             otel.tell(self.span, told)
         except Exception as error:  # the response must not see it
             self.labeller.failed(error, "linking a span")
@@ -229,6 +240,10 @@ class Observed:
         """
         route = None if self.span is None else otel.route_of(self.span)
         return None if route is None or route == self.path() else route
+
+    def span_id(self) -> str:
+        """Of its own span, 16 digits; empty as long as there is none."""
+        return "" if self.span is None else otel.span_id_of(self.span)
 
     def path(self) -> object:
         """The path as it was asked for, or None."""

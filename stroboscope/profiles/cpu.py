@@ -18,6 +18,7 @@ from stroboscope.formats.profile import (
     ValueType,
 )
 from stroboscope.labels import TABLE, LabelSet
+from stroboscope.labels.sets import span_of
 from stroboscope.profiles.breath import Breath
 
 SAMPLE_TYPES = (ValueType("samples", "count"), ValueType("cpu", "nanoseconds"))
@@ -100,9 +101,18 @@ def _labels_by_serial(
 ) -> tuple[dict[int, int], list[Labels]]:
     """The number of each serial's label set, and the sets; the first is empty."""
     # The sets stay alive until all are known: their cap holds for the whole profile.
-    sets: dict[LabelSet, int] = {TABLE.empty: 0}
+    sets: dict[tuple[LabelSet, str], int] = {(TABLE.empty, ""): 0}
     numbers = {}
     for serial, chain in capture.chains.items():
-        numbers[serial] = sets.setdefault(TABLE.merge(chain), len(sets))
+        key = TABLE.merge(chain), span_of(chain)
+        numbers[serial] = sets.setdefault(key, len(sets))
         breathe()
-    return numbers, [labels.items for labels in sets]
+    return numbers, [_with_span(labels.items, span_id) for labels, span_id in sets]
+
+
+def _with_span(labels: Labels, span_id: str) -> Labels:
+    """Under the one key that profile stores keep out of their series."""
+    if not span_id:
+        return labels
+    kept = (pair for pair in labels if pair[0] != "span_id")
+    return (*kept, ("span_id", span_id))

@@ -16,6 +16,8 @@ from opentelemetry import context, trace
 from stroboscope._core import LABELS, LabelCell, recording
 
 TASK, ENDPOINT, URL = "stroboscope.task.id", "stroboscope.endpoint", "stroboscope.url"
+#: What Pyroscope finds a span's profile by. Source: grafana/otel-profiling-go.
+PROFILE = "pyroscope.profile.id"
 _ROUTE = "http.route"
 
 
@@ -43,6 +45,11 @@ def link_of(span: Any | None) -> bytes | None:
     if not context.is_valid:
         return None
     return bytes(context.trace_id.to_bytes(16) + context.span_id.to_bytes(8))
+
+
+def span_id_of(span: Any) -> str:
+    """Its id in 16 digits."""
+    return trace.format_span_id(span.get_span_context().span_id)
 
 
 def is_local(span: Any) -> bool:
