@@ -18,9 +18,11 @@ _LETTER = 7.2
 _SHOWN = 300
 
 
-def types_page(call: Call, found: list[dict[str, Any]]) -> Response:
-    """Tasks by type, of every worker that answered."""
-    rows, alive, notes = [], [], []
+def types_page(
+    call: Call, found: list[dict[str, Any]], missing: Iterable[str] = ()
+) -> Response:
+    """Tasks by type, of every worker that answered; who is missing, and why."""
+    rows, alive, notes = [], [], [*missing]
     for worker in found:
         recorder = worker.get("recorder")
         if recorder is None:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from stroboscope._http.messages import HTML, JSON, PROFILE, Response, refusal
-from stroboscope._http.parameters import first
+from stroboscope._http.parameters import first, without
 from stroboscope.endpoints import taskpages
 from stroboscope.endpoints.call import Call, as_json
 from stroboscope.endpoints.joining import HEADER, ask_all
@@ -60,7 +60,8 @@ def show_tasks(call: Call) -> Response:
         return as_json(own)
     parts, failed = ask_all(_for_data(call), "/tasks")
     found = [own, *_read(parts)]
-    page = taskpages.types_page(call, found)
+    missing = [f"worker {one.process}: {one.failure or one.status}" for one in failed]
+    page = taskpages.types_page(call, found, missing)
     return _counted(page, len(found), len(failed))
 
 
@@ -302,10 +303,12 @@ def _is_page(call: Call) -> bool:
 
 
 def _for_data(call: Call) -> Call:
-    """The same call of somebody who wants JSON."""
+    """The same call of somebody who wants JSON, as it is known now."""
     others = [pair for pair in call.request.headers if pair[0].lower() != "accept"]
     headers = (*others, ("accept", JSON))
-    return replace(call, request=replace(call.request, headers=headers))
+    query = without(call.request.query, ("seconds",))
+    asked = replace(call.request, headers=headers, query=query)
+    return replace(call, request=asked)
 
 
 def _counted(answer: Response, good: int, failed: int) -> Response:
