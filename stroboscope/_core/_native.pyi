@@ -162,6 +162,7 @@ def perfetto_write(
     runs: bytes,
     counts: bytes,
     process: int,
+    trace_url: str,
     /,
 ) -> bytes: ...
 

@@ -9,6 +9,7 @@ import os
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 from weakref import WeakSet
 
@@ -96,7 +97,7 @@ class Desk:
         #: False in the sidecar: what is asked of a process is asked of the workers.
         self.is_worker = is_worker
         self.clock = clock
-        self.tracer = tracer or record
+        self.tracer = tracer or partial(record, trace_url=settings.trace_url)
         self.gate = Gate(settings, clock)
         self.knobs = knobs_of(settings, clock)
         self.members = _members(settings)

@@ -74,7 +74,7 @@ def show_task(call: Call) -> Response:
     if wanted is None:
         return refusal(call.request, 404, "Unknown task")
     is_here = process in (0, os.getpid())
-    lines = _timelines(wanted, Breath()) if is_here else []
+    lines = _timelines(call, wanted, Breath()) if is_here else []
     asks = not call.is_peer and not (process and is_here) and not wanted.serial
     asks = asks or (bool(process) and not is_here and not call.is_peer)
     parts, failed = (
@@ -84,11 +84,8 @@ def show_task(call: Call) -> Response:
     if form:
         body = _encoded(lines, parts, form)
     else:
-        trace_url = call.desk.settings.trace_url
         tasks = [
-            onetask.described(line, task, trace_url)
-            for line in lines
-            for task in line.tasks()
+            onetask.described(line, task) for line in lines for task in line.tasks()
         ]
         found = [one for each in _read(parts) for one in each.get("tasks", ())]
         tasks = sorted([*tasks, *found], key=lambda one: float(one["began"]))
@@ -118,7 +115,7 @@ def _statistics(call: Call) -> dict[str, Any]:
     block = recorder.snapshot()
     if block is None:
         return {"pid": os.getpid(), "recorder": None, "types": [], "live": []}
-    line = Timeline.read(block)
+    line = _linked(call, Timeline.read(block))
     from_ns = max(from_ns, line.from_ns)
     covered_s = max(line.to_ns - from_ns, 1) / 1e9
     types = by_type(line, from_ns, breathe)
@@ -157,12 +154,11 @@ def _described(
 ) -> dict[str, Any]:
     total_ns = one.time_ns or 1
     cpu_s = None if cpu is None else round(cpu.get((one.method, one.name), 0.0), 4)
-    trace_url = call.desk.settings.trace_url
     slowest = []
     for duration_ns, serial in sorted(one.slowest, reverse=True):
         task = line.task(serial)
         if task is not None:
-            told = onetask.reference(line, task, trace_url)
+            told = onetask.reference(line, task)
             told["url"] = f"{call.mount}/tasks/{told['id']}"
             slowest.append({**told, "duration_ms": round(duration_ns / 1e6, 3)})
     names = ("p50_ms", "p90_ms", "p99_ms", "max_ms")
@@ -204,11 +200,10 @@ def _living(
     call: Call, line: Timeline, alive: list[Task], breathe: Breath
 ) -> list[dict[str, Any]]:
     stacks = live.stacks_of({t.serial for t in alive}, call.desk.loops(), breathe)
-    trace_url = call.desk.settings.trace_url
     found = []
     for task in alive:
         inner = [s for s in line.spans_of(task) if s.flags & OPEN_RIGHT]
-        told = onetask.reference(line, task, trace_url)
+        told = onetask.reference(line, task)
         told |= {
             "url": f"{call.mount}/tasks/{told['id']}",
             "age_s": round((line.to_ns - task.begin_ns) / 1e9, 3),
@@ -256,7 +251,7 @@ def _wanted(name: str) -> tuple[Wanted | None, int]:
     return Wanted(serial=int(found[2])), int(found[1] or 0)
 
 
-def _timelines(wanted: Wanted, breathe: Breath) -> list[Timeline]:
+def _timelines(call: Call, wanted: Wanted, breathe: Breath) -> list[Timeline]:
     """What is held of the tasks meant, each task once.
 
     From where it is whole, or else from the newest recording.
@@ -275,7 +270,11 @@ def _timelines(wanted: Wanted, breathe: Breath) -> list[Timeline]:
     for serial, (_, age, line) in chosen.items():
         by_age.setdefault(age, (line, set()))[1].add(serial)
     fullest_first = sorted(by_age.values(), key=lambda pair: -len(pair[1]))
-    return [line.only(serials) for line, serials in fullest_first]
+    return [_linked(call, line).only(serials) for line, serials in fullest_first]
+
+
+def _linked(call: Call, line: Timeline) -> Timeline:
+    return replace(line, trace_url=call.desk.settings.trace_url)
 
 
 def _encoded(lines: list[Timeline], parts: list[Part], form: str) -> bytes:

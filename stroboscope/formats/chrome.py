@@ -97,6 +97,8 @@ class _Chrome:
         }
         if any(task.trace_id):
             args |= {"trace_id": task.trace_id.hex(), "span_id": task.span_id.hex()}
+        if link := self._line.link(task):
+            args["trace_url"] = link
         if task.status:
             args["status"] = task.status
         if task.parent:

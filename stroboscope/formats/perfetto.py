@@ -20,6 +20,7 @@ _THREADS, _RUNS, _COUNTERS = 0x1000, 0x20000, 0x40000
 _NOTES = (
     *("task", "method", "status", "trace_id", "span_id", "parent", "open", "failed"),
     *("message", "exception", "thread", "ended_on_thread", "queued_us", "collected"),
+    "trace_url",
 )
 _REALTIME, _MONOTONIC, _BOOTTIME = 1, 3, 6
 _BEGIN, _END, _INSTANT = 1, 2, 3
@@ -76,6 +77,7 @@ def packets(timeline: Timeline, facts: Iterable[Fact] = ()) -> Iterator[bytes]:
         timeline.run_rows,
         timeline.count_rows,
         timeline.pid,
+        timeline.trace_url,
     )
 
 

@@ -133,6 +133,8 @@ class Timeline:
     stacks: tuple[tuple[int, str], ...]
     #: One moment on three clocks: monotonic, since 1970, since boot.
     clocks_ns: tuple[int, int, int]
+    #: Where traces are shown, with `{trace_id}` and maybe `{span_id}`; empty for nowhere.
+    trace_url: str = ""
 
     @classmethod
     def read(cls, block: bytes) -> Timeline:
@@ -170,6 +172,13 @@ class Timeline:
                 found["begin_boot_ns"],
             ),
         )
+
+    def link(self, task: Task) -> str:
+        """Where the task's trace is shown; empty without a trace, or a place for it."""
+        if not self.trace_url or not any(task.trace_id):
+            return ""
+        with_trace = self.trace_url.replace("{trace_id}", task.trace_id.hex())
+        return with_trace.replace("{span_id}", task.span_id.hex())
 
     def name(self, number: int) -> str:
         """The name of an id; `(overflow)` for one that is not there."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from stroboscope._core import engine
 from stroboscope.formats import chrome, perfetto
@@ -30,6 +31,8 @@ def record(
     form: str,
     facts: Facts = (),
     breathe: Callable[[], object] = lambda: None,
+    *,
+    trace_url: str = "",
 ) -> bytes:
     """An execution trace of so many seconds from now, in one of `FORMATS`.
 
@@ -42,7 +45,7 @@ def record(
     cpu_us = (_own_cpu_ns() - before_ns) // 1000
     said = (*facts, ("seconds", f"{seconds:g}"), ("ended", taken.ended))
     said = (*said, *taken.facts, ("own_cpu_us", cpu_us))
-    timeline = Timeline.read(taken.block)
+    timeline = replace(Timeline.read(taken.block), trace_url=trace_url)
     KEPT.keep(timeline)
     return encode(timeline, form, said, breathe, samples.callstacks)
 

@@ -21,7 +21,7 @@ from stroboscope.tracing.statistics import divided, is_error
 ROWS_CAP = 2000
 
 
-def reference(timeline: Timeline, task: Task, trace_url: str = "") -> dict[str, Any]:
+def reference(timeline: Timeline, task: Task) -> dict[str, Any]:
     """How to speak of a task, and to find it again: here, and where traces are shown."""
     trace_id = task.trace_id.hex() if any(task.trace_id) else ""
     span_id = task.span_id.hex() if any(task.span_id) else ""
@@ -31,18 +31,11 @@ def reference(timeline: Timeline, task: Task, trace_url: str = "") -> dict[str, 
         "method": timeline.name(task.kind),
         "trace_id": trace_id,
         "span_id": span_id,
-        "trace_url": linked(trace_url, trace_id, span_id),
+        "trace_url": timeline.link(task),
     }
 
 
-def linked(template: str, trace_id: str, span_id: str) -> str:
-    """The configured URL of a trace; empty without one, or without a trace."""
-    if not template or not trace_id:
-        return ""
-    return template.replace("{trace_id}", trace_id).replace("{span_id}", span_id)
-
-
-def described(timeline: Timeline, task: Task, trace_url: str = "") -> dict[str, Any]:
+def described(timeline: Timeline, task: Task) -> dict[str, Any]:
     """Everything the recording holds of a task; times in milliseconds of its begin."""
     spans = list(timeline.spans_of(task))
     shares: dict[int | None, float] = {None: 0.0}
@@ -61,7 +54,7 @@ def described(timeline: Timeline, task: Task, trace_url: str = "") -> dict[str, 
 
     parent = f"{timeline.pid}-{task.parent}" if task.parent else ""
     return {
-        **reference(timeline, task, trace_url),
+        **reference(timeline, task),
         "parent": parent,
         "began": round(timeline.unix_ns(task.begin_ns) / 1e9, 6),
         "duration_ms": since_ms(task.end_ns),

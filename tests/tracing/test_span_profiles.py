@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections import Counter
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -32,7 +33,7 @@ class Site:
         provider.add_span_processor(SpanLinks())
         self.app = FastAPI()
         FastAPIInstrumentor.instrument_app(self.app, tracer_provider=provider)
-        our_fastapi.install(self.app, SETTINGS)
+        our_fastapi.install(self.app, replace(SETTINGS, profile_seconds_cap=2.0))
 
         @self.app.get("/burn/{ms}")
         async def burn(ms: int) -> None:
@@ -92,7 +93,7 @@ def test_samples_carry_the_span_of_their_request(site: Site, path: str) -> None:
     """Exactly the key Pyroscope reads; the span says that it has a profile."""
     knobs = {"span_ids": True, "ttl": "1m", "cpu_hz": 250}
 
-    found = spans(asyncio.run(site.profile(path + "?seconds=0.5", knobs)))
+    found = spans(asyncio.run(site.profile(path + "?seconds=1", knobs)))
 
     known = servers(site)
     assert len(found) >= 2

@@ -174,6 +174,10 @@ def test_perfetto_gets_one_request_and_no_other(
     processor.load(answer.content)
     rows = processor.query("select name from slice where name != 'about this trace'")
     assert {row["name"] for row in rows} == {"cache", "db.fetch", "http:/item/{item}"}
+    links = processor.query(
+        "select string_value as link from args where key = 'debug.trace_url'"
+    )
+    assert links == [{"link": LINK}]
 
 
 def test_chrome_gets_the_same(app: FastAPI) -> None:
@@ -183,6 +187,9 @@ def test_chrome_gets_the_same(app: FastAPI) -> None:
     names = {event["name"] for event in answer.json()["traceEvents"]}
     assert {"db.fetch", "http:/item/{item}"} <= names
     assert "http:/stuck" not in names
+    assert LINK in {
+        event["args"].get("trace_url") for event in answer.json()["traceEvents"]
+    }
 
 
 @pytest.mark.parametrize(

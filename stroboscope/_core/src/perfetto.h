@@ -25,7 +25,8 @@ enum {
 /* Interned names of annotations, in this order, from 1 on. */
 enum { SB_NOTE_TASK = 1, SB_NOTE_KIND, SB_NOTE_STATUS, SB_NOTE_TRACE, SB_NOTE_SPAN,
        SB_NOTE_PARENT, SB_NOTE_OPEN, SB_NOTE_FAILED, SB_NOTE_MESSAGE, SB_NOTE_EXCEPTION,
-       SB_NOTE_THREAD, SB_NOTE_THREAD_END, SB_NOTE_QUEUED, SB_NOTE_FREED };
+       SB_NOTE_THREAD, SB_NOTE_THREAD_END, SB_NOTE_QUEUED, SB_NOTE_FREED,
+       SB_NOTE_LINK };
 
 typedef struct {
     const sb_task_out *tasks;
@@ -40,6 +41,7 @@ typedef struct {
     size_t count_count;
     const char *block; /* for names and texts; checked by sb_timeline_read */
     uint64_t process;
+    const char *trace_url; /* with {trace_id} and {span_id}; empty for none */
 } sb_perfetto_input;
 
 typedef struct {

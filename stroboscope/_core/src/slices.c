@@ -31,6 +31,33 @@ put_labels(writing *w, uint64_t serial)
     }
 }
 
+/* Where the task's trace is shown: the template with both ids put in. */
+static void
+put_link(writing *w, const sb_task_out *task)
+{
+    static const char TRACE[] = "{trace_id}", SPAN[] = "{span_id}";
+    static const uint8_t NONE[16];
+    char url[1024];
+    size_t used = 0;
+    if (*w->in->trace_url == 0 || memcmp(task->trace_id, NONE, sizeof NONE) == 0) {
+        return;
+    }
+    for (const char *at = w->in->trace_url; *at && used < sizeof url - 33;) {
+        int is_trace = strncmp(at, TRACE, sizeof TRACE - 1) == 0;
+        int is_span = !is_trace && strncmp(at, SPAN, sizeof SPAN - 1) == 0;
+        const uint8_t *id = is_trace ? task->trace_id : task->span_id;
+        if (!is_trace && !is_span) {
+            url[used++] = *at++;
+            continue;
+        }
+        for (int i = 0; i < (is_trace ? 16 : 8); i++) {
+            used += (size_t)snprintf(url + used, 3, "%02x", id[i]);
+        }
+        at += is_trace ? sizeof TRACE - 1 : sizeof SPAN - 1;
+    }
+    put_note_text(w, SB_NOTE_LINK, url, used);
+}
+
 static void
 write_task(writing *w, const sb_task_out *task, uint64_t number)
 {
@@ -49,6 +76,7 @@ write_task(writing *w, const sb_task_out *task, uint64_t number)
     put_note_name(w, SB_NOTE_KIND, task->kind);
     put_note_hex(w, SB_NOTE_TRACE, task->trace_id, 16);
     put_note_hex(w, SB_NOTE_SPAN, task->span_id, 8);
+    put_link(w, task);
     if (task->parent) {
         put_note_number(w, SB_NOTE_PARENT, task->parent);
         put_fixed64(&w->event, 47, flow_of(w, task->parent));

@@ -185,15 +185,16 @@ is_sound(const sb_perfetto_input *in)
     return tracks < UINT32_MAX / 2;
 }
 
-/* perfetto_write(block, tasks, spans, notes, runs, counts, pid) -> bytes */
+/* perfetto_write(block, tasks, spans, notes, runs, counts, pid, trace_url) -> bytes */
 static PyObject *
 perfetto_write(PyObject *Py_UNUSED(module), PyObject *args)
 {
     PyObject *block, *result = NULL;
     Py_buffer rows[5];
     unsigned int pid;
-    if (!PyArg_ParseTuple(args, "Sy*y*y*y*y*I", &block, &rows[0], &rows[1], &rows[2],
-                          &rows[3], &rows[4], &pid)) {
+    const char *trace_url;
+    if (!PyArg_ParseTuple(args, "Sy*y*y*y*y*Is", &block, &rows[0], &rows[1], &rows[2],
+                          &rows[3], &rows[4], &pid, &trace_url)) {
         return NULL;
     }
     const size_t sizes[5] = {sizeof(sb_task_out), sizeof(sb_span_out), sizeof(sb_note_out),
@@ -209,7 +210,8 @@ perfetto_write(PyObject *Py_UNUSED(module), PyObject *args)
     sb_perfetto_input in = {
         rows[0].buf, (size_t)counts[0], rows[1].buf, (size_t)counts[1],
         rows[2].buf, (size_t)counts[2], rows[3].buf, (size_t)counts[3],
-        rows[4].buf, (size_t)counts[4], PyBytes_AS_STRING(block), pid};
+        rows[4].buf, (size_t)counts[4], PyBytes_AS_STRING(block), pid,
+        trace_url};
     const char *problem;
     Py_BEGIN_ALLOW_THREADS
     /* Only its header is looked at. */
