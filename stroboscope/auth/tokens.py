@@ -137,6 +137,7 @@ class Tokens:
             "scope": sorted(grant.scopes),
             "host": socket.gethostname(),
             "for": grant.token_id,
+            "until": grant.expires_s,
         }
         newest = self._settings.keys[: -PEER_KEYS_CAP - 1 : -1]
         return ",".join(
@@ -151,7 +152,10 @@ class Tokens:
             raise Unauthenticated("another host")
         if not isinstance(scopes, list) or not isinstance(named, str):
             raise Unauthenticated("no scopes")
-        return Grant(SCOPES.intersection(scopes), named, float(payload["exp"]))
+        until_s = payload.get("until", payload["exp"])
+        if not isinstance(until_s, (int, float)):
+            raise Unauthenticated("no end")
+        return Grant(SCOPES.intersection(scopes), named, float(until_s))
 
     def _claimed(self, text: str) -> dict[str, Any]:
         signed = text.split(",")[:PEER_KEYS_CAP]

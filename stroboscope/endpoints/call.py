@@ -100,3 +100,8 @@ def as_json(value: Any, status: int = 200, **headers: str) -> Response:
     body = json.dumps(value, indent=1).encode() + b"\n"
     named = tuple((key.replace("_", "-"), text) for key, text in headers.items())
     return Response(status, body, JSON, named)
+
+
+def one_line(error: Exception) -> str:
+    """What is wrong with a body, for a refusal."""
+    return " ".join(str(error).split())[:300] or "the body is no JSON"

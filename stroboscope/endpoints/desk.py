@@ -119,7 +119,7 @@ class Desk:
         )
         self.captures = Captures(clock)
         self.evidence = Evidence(settings, folder, clock)
-        self.openings = Openings(clock)
+        self.openings = Openings(clock, folder)
         self.garbage = Garbage(clock)
         #: The turn to stop the process for a look from outside.
         self.pauses = Garbage(clock)

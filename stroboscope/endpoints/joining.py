@@ -73,11 +73,13 @@ def answer(
     )
 
 
-def forward(call: Call, path: str, process: str) -> Response | None:
+def forward(
+    call: Call, path: str, process: str, seconds: float = 0.0
+) -> Response | None:
     """What another worker answers to this request; None when there is no such worker."""
     if call.is_peer or process not in map(str, _others(call) or ()):
         return None
-    return _forwarded(call, path, process, 0.0)
+    return _forwarded(call, path, process, seconds)
 
 
 def _whole(

@@ -9,6 +9,7 @@ from stroboscope.endpoints import (
     listing,
     pages,
     profiles,
+    sharing,
     slicing,
     stalls,
     state,
@@ -241,7 +242,7 @@ ROUTES = (
         {
             "POST": Action(
                 "profile",
-                state.share,
+                sharing.share,
                 "Make a link that opens one path for at most 15 minutes.",
                 {
                     "path": "below the mount, with its query",
@@ -249,6 +250,7 @@ ROUTES = (
                     "keep": "true: take it now and keep it for the link",
                 },
                 "json",
+                of_one=sharing.share_s,
             )
         },
     ),

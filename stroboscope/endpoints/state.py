@@ -13,9 +13,8 @@ from typing import Any
 from stroboscope._clock import duration_s
 from stroboscope._core import engine, recording
 from stroboscope._http.messages import JSON, Response, refusal
-from stroboscope.auth.tokens import SHARE_TTL_CAP_S
 from stroboscope.endpoints import evidence, fencing, native, stalls
-from stroboscope.endpoints.call import Call, as_json
+from stroboscope.endpoints.call import Call, as_json, one_line
 from stroboscope.endpoints.profiles import stacks_asked
 from stroboscope.errors import KnobConflict, KnobError
 from stroboscope.formats.prometheus import CONTENT_TYPE, Family, one, render
@@ -258,7 +257,7 @@ def change_settings(call: Call) -> Response:
     except KnobConflict as error:
         return refusal(call.request, 409, str(error))
     except (ValueError, RecursionError) as error:  # KnobError is one
-        return refusal(call.request, 400, _one_line(error))
+        return refusal(call.request, 400, one_line(error))
     call.desk.watch_knobs()
     return _described(call, holds_for=held)
 
@@ -313,7 +312,7 @@ def revoke(call: Call) -> Response:
         else:
             raise KnobError('allowed: {"id": "..."} or {"before": "now"}')
     except (ValueError, RecursionError) as error:
-        return refusal(call.request, 400, _one_line(error))
+        return refusal(call.request, 400, one_line(error))
     answer = as_json(
         {
             "revoked": len(revocations),
@@ -322,46 +321,6 @@ def revoke(call: Call) -> Response:
         }
     )
     return fencing.said(call, answer)
-
-
-def share(call: Call) -> Response:
-    """A link that opens one path for a while, for somebody without a token.
-
-    The body is JSON: `path` below the mount with its query, `ttl` of at most 15
-    minutes, and `keep`: true takes the capture now and keeps it for the link.
-    """
-    desk = call.desk
-    try:
-        wanted = json.loads(call.request.body)
-        if not isinstance(wanted, dict) or not isinstance(wanted.get("path"), str):
-            raise KnobError(
-                'allowed: {"path": "/pprof/profile?seconds=5", "ttl": "10m"}'
-            )
-        ttl_s = duration_s(wanted.get("ttl", "10m"))
-        if not 0 < ttl_s <= SHARE_TTL_CAP_S:
-            raise KnobError("ttl: allowed at most 15m")
-    except (ValueError, RecursionError) as error:
-        return refusal(call.request, 400, _one_line(error))
-    if call.grant.expires_s:  # a link does not outlive the token it was made with
-        ttl_s = min(ttl_s, max(1.0, call.grant.expires_s - desk.clock.time_s()))
-    target = wanted["path"]
-    action = desk.shareable(target)
-    if action is None or not {action.scope, "admin"} & call.grant.scopes:
-        return refusal(call.request, 403, "this path cannot be shared with this token")
-    link, made = desk.gate.tokens.mint_share(target, ttl_s, call.grant.token_id)
-    if wanted.get("keep") is True:
-        answer = desk.open(target, call)
-        if answer.status != 200:
-            return answer
-        desk.keep_for_link(made, answer, call.grant.token_id)
-    return as_json(
-        {
-            "url": f"{call.mount}/share/{link}",
-            "id": made.token_id,
-            "expires_in": int(ttl_s),
-        },
-        201,
-    )
 
 
 def _described(call: Call, **more: str) -> Response:
@@ -379,7 +338,3 @@ def _version(call: Call) -> int | None:
     if not digits.isascii() or not digits.isdigit() or len(digits) > 18:
         raise KnobConflict("If-Match is no version of these settings")
     return int(digits)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or "the body is no JSON"

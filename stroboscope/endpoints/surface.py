@@ -30,8 +30,8 @@ from stroboscope._http.messages import (
 from stroboscope._http.parameters import first, is_too_long
 from stroboscope._http.pool import Pool
 from stroboscope._types import Environ, Receive, Scope, Send, StartResponse
-from stroboscope.auth.tokens import Grant, Share
-from stroboscope.endpoints import joining, slicing
+from stroboscope.auth.tokens import Grant
+from stroboscope.endpoints import joining, sharing, slicing
 from stroboscope.endpoints.audit import Entry
 from stroboscope.endpoints.call import Action, Call
 from stroboscope.endpoints.desk import Desk, Shown, Tracer
@@ -306,27 +306,11 @@ class Surface:
             start_ns = joining.start_of(request) if is_peer else 0
             call = Call(request, grant, self.desk, name, is_peer, start_ns)
             if admitted.admission.share is not None:
-                return self._shared(admitted.admission.share, call)
+                return sharing.opened(call, admitted.admission.share)
             return _handled(call, entry.endpoint, admitted.action)
         except BaseException as error:
             # A thread of ours: nobody else would see it, and the asker would wait.
             return self._refusal(request, entry, error)
-
-    def _shared(self, share: Share, call: Call) -> Response:
-        """What the link is for: taken at its first opening, the same ever after."""
-        desk, name = self.desk, share.token_id
-        kept = desk.captures.get(name)
-        if kept is not None:
-            return kept.answer
-        if desk.openings.is_spent(name):
-            return refusal(call.request, 404, "the artefact is gone")
-        with desk.openings.taking(name) as is_first:
-            if not is_first:
-                return _busy(call.request)
-            answer = self._open(share.target, call)
-            if answer.status == 200 and not call.request.cancellation.cancelled:
-                desk.keep_for_link(share, answer, call.grant.token_id)
-            return answer
 
     def _open(self, target: str, call: Call) -> Response:
         """What a link's target answers, to whoever may open what is there."""

@@ -1,6 +1,8 @@
 """Start a real server on loopback, and end it."""
 
+import atexit
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -26,8 +28,13 @@ GUNICORN = "gunicorn --log-level warning --bind 127.0.0.1:{port} "
 
 
 def rundir() -> Path:
-    """A folder of its own for each server: two of one service would meet."""
-    return Path(tempfile.mkdtemp(prefix="strobe-"))
+    """A folder of its own for each server: two of one service would meet.
+
+    It is gone when the tests are over.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="strobe-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def token(*scopes: str) -> str:
@@ -46,6 +53,7 @@ def serving(
     **environ: str,
 ) -> Iterator[tuple[str, int]]:
     """The base address and the process started; its workers end with it."""
+    folder = rundir()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -59,7 +67,7 @@ def serving(
             "STROBOSCOPE_KEYS": KEY,
             "PYTHONWARNINGS": "ignore",
             "PYTHONPATH": str(ROOT / "tests/helpers"),
-            "STROBOSCOPE_RUNDIR": str(rundir()),
+            "STROBOSCOPE_RUNDIR": str(folder),
             **environ,
         },
     )
@@ -78,3 +86,4 @@ def serving(
     finally:
         process.terminate()
         process.wait(20)
+        shutil.rmtree(folder, ignore_errors=True)
