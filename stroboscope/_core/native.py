@@ -41,7 +41,8 @@ class NativeDriver:
     def __init__(self) -> None:
         self._period_ns = 0
         self._before: dict[str, int] = {}
-        self._bootstrap: object | None = None
+        #: Thread's own method and ours, while it is in its place.
+        self._bootstrap: tuple[Any, Any] | None = None
 
     def start(self, period_ns: int) -> None:
         """Own SIGPROF and arm every thread.
@@ -60,9 +61,7 @@ class NativeDriver:
 
     def stop(self) -> None:
         """Disarm every thread. Windows stay readable."""
-        if self._bootstrap is not None:
-            threading.Thread._bootstrap_inner = self._bootstrap  # type: ignore[attr-defined]
-            self._bootstrap = None
+        self._unhook_thread_start()
         _native.stop()
 
     def set_period(self, period_ns: int) -> None:
@@ -114,9 +113,18 @@ class NativeDriver:
         )
 
     def _hook_thread_start(self) -> None:
-        original = threading.Thread._bootstrap_inner  # type: ignore[attr-defined]
-        self._bootstrap = original
-        threading.Thread._bootstrap_inner = _native.wrap_bootstrap(original)  # type: ignore[attr-defined]
+        original = vars(threading.Thread)["_bootstrap_inner"]
+        ours = _native.wrap_bootstrap(original)
+        threading.Thread._bootstrap_inner = ours  # type: ignore[attr-defined]
+        self._bootstrap = original, ours
+
+    def _unhook_thread_start(self) -> None:
+        """Where somebody else's is over ours, ours stays: it only passes on."""
+        if self._bootstrap is not None:
+            original, ours = self._bootstrap
+            if vars(threading.Thread)["_bootstrap_inner"] is ours:
+                threading.Thread._bootstrap_inner = original  # type: ignore[attr-defined]
+            self._bootstrap = None
 
     def open(self, moments: int, start_ns: int) -> int:
         """Open a window; samples from now or `start_ns` on belong to it."""
@@ -205,9 +213,7 @@ class NativeDriver:
 
     def after_fork(self) -> None:
         """Forget the parent's windows and timers, which the child does not have."""
-        if self._bootstrap is not None:
-            threading.Thread._bootstrap_inner = self._bootstrap  # type: ignore[attr-defined]
-            self._bootstrap = None
+        self._unhook_thread_start()
         _native.after_fork()
 
     def exclude_current_thread(self) -> None:

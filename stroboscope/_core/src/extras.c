@@ -3,6 +3,7 @@
 
 #include <string.h>
 
+#include "method.h"
 #include "trace.h"
 
 static int
@@ -335,10 +336,8 @@ watched(PyObject *Py_UNUSED(module), PyObject *args)
     for (size_t i = 0; i < sizeof calls / sizeof *calls; i++) {
         if (strcmp(calls[i].ml_name, how) == 0) {
             PyObject *pair = PyTuple_Pack(2, original, type);
-            PyObject *function = pair ? PyCFunction_New(&calls[i], pair) : NULL;
-            PyObject *method = function ? PyInstanceMethod_New(function) : NULL;
+            PyObject *method = pair ? sb_method_over(&calls[i], pair, original) : NULL;
             Py_XDECREF(pair);
-            Py_XDECREF(function);
             return method;
         }
     }

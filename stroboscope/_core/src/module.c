@@ -15,6 +15,7 @@
 #include "heap.h"
 #include "ledger.h"
 #include "locks.h"
+#include "method.h"
 #include "rest.h"
 #include "sampler.h"
 #include "samples.h"
@@ -297,15 +298,13 @@ storm(PyObject *Py_UNUSED(module), PyObject *args)
 
 /* ---- threads that start while the sampler runs ------------------------------------ */
 
-static PyObject *bootstrap_inner; /* Thread's own method; set once */
-
 /* Stands in for threading.Thread._bootstrap_inner: a C function, so that it is no
  * frame in anybody's stack. */
 static PyObject *
-thread_entry(PyObject *Py_UNUSED(module), PyObject *thread)
+thread_entry(PyObject *original, PyObject *thread)
 {
     int armed = sb_sampler_arm_current();
-    PyObject *result = PyObject_CallOneArg(bootstrap_inner, thread);
+    PyObject *result = PyObject_CallOneArg(original, thread);
     if (armed) {
         sb_sampler_disarm_current();
     }
@@ -317,13 +316,7 @@ static PyMethodDef thread_entry_def = {"_bootstrap_inner", thread_entry, METH_O,
 static PyObject *
 wrap_bootstrap(PyObject *Py_UNUSED(module), PyObject *original)
 {
-    if (bootstrap_inner == NULL) {
-        bootstrap_inner = Py_NewRef(original);
-    }
-    PyObject *function = PyCFunction_New(&thread_entry_def, NULL);
-    PyObject *method = function ? PyInstanceMethod_New(function) : NULL;
-    Py_XDECREF(function);
-    return method;
+    return sb_method_over(&thread_entry_def, original, original);
 }
 
 static PyMethodDef methods[] = {
@@ -357,8 +350,8 @@ static PyMethodDef methods[] = {
 static int
 execute(PyObject *module)
 {
-    int failed = sb_cells_init(module) < 0 || sb_ledgers_init(module) < 0 ||
-                 sb_heap_init(module) < 0 || sb_watch_init(module) < 0 ||
+    int failed = sb_method_init(module) < 0 || sb_cells_init(module) < 0 ||
+                 sb_ledgers_init(module) < 0 || sb_heap_init(module) < 0 || sb_watch_init(module) < 0 ||
                  sb_samples_init(module) < 0 ||
                  sb_trace_init(module) < 0 || sb_timeline_init(module) < 0 ||
                  sb_extras_init(module) < 0 ||

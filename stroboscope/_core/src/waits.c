@@ -3,6 +3,7 @@
 #include "waits.h"
 
 #include "contention.h"
+#include "method.h"
 #include "stacks.h"
 
 /* ---- a wait that has begun -------------------------------------------------------- */
@@ -295,96 +296,6 @@ static PyMethodDef work_item_def = {"__init__", (PyCFunction)(void (*)(void))wor
 static PyMethodDef work_run_def = {"run", (PyCFunction)(void (*)(void))work_run,
                                    METH_VARARGS | METH_KEYWORDS, NULL};
 
-/* Such a method: binds, and is found on its class, as the function it stands in for,
- * so that who saves and restores it gets what he saved. All else is the original's. */
-typedef struct {
-    PyObject_HEAD
-    PyObject *original;
-    PyObject *function; /* the C function, bound to the original */
-} method_object;
-
-static PyTypeObject *method_type;
-
-static PyObject *
-method_call(PyObject *object, PyObject *args, PyObject *kwargs)
-{
-    return PyObject_Call(((method_object *)object)->function, args, kwargs);
-}
-
-static PyObject *
-method_get(PyObject *object, PyObject *instance, PyObject *Py_UNUSED(owner))
-{
-    if (instance == NULL || instance == Py_None) {
-        return Py_NewRef(object);
-    }
-    return PyMethod_New(object, instance);
-}
-
-static PyObject *
-method_getattro(PyObject *object, PyObject *name)
-{
-    return PyObject_GetAttr(((method_object *)object)->original, name);
-}
-
-static int
-method_traverse(PyObject *object, visitproc visit, void *arg)
-{
-    Py_VISIT(Py_TYPE(object));
-    Py_VISIT(((method_object *)object)->original);
-    Py_VISIT(((method_object *)object)->function);
-    return 0;
-}
-
-static int
-method_clear(PyObject *object)
-{
-    Py_CLEAR(((method_object *)object)->original);
-    Py_CLEAR(((method_object *)object)->function);
-    return 0;
-}
-
-static void
-method_dealloc(PyObject *object)
-{
-    PyTypeObject *type = Py_TYPE(object);
-    PyObject_GC_UnTrack(object);
-    method_clear(object);
-    type->tp_free(object);
-    Py_DECREF(type);
-}
-
-static PyType_Slot method_slots[] = {
-    {Py_tp_call, method_call},
-    {Py_tp_descr_get, method_get},
-    {Py_tp_getattro, method_getattro},
-    {Py_tp_traverse, method_traverse},
-    {Py_tp_clear, method_clear},
-    {Py_tp_dealloc, method_dealloc},
-    {0, NULL},
-};
-
-static PyType_Spec method_spec = {
-    .name = "stroboscope._core._native.WatchedMethod",
-    .basicsize = sizeof(method_object),
-    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE |
-             Py_TPFLAGS_DISALLOW_INSTANTIATION,
-    .slots = method_slots,
-};
-
-static PyObject *
-wrapped(PyMethodDef *definition, PyObject *original)
-{
-    PyObject *function = PyCFunction_New(definition, original);
-    PyObject *method = function ? method_type->tp_alloc(method_type, 0) : NULL;
-    if (method == NULL) {
-        Py_XDECREF(function);
-        return NULL;
-    }
-    ((method_object *)method)->original = Py_NewRef(original);
-    ((method_object *)method)->function = function;
-    return method;
-}
-
 static PyObject *
 wrap_get_loop(PyObject *Py_UNUSED(module), PyObject *args)
 {
@@ -394,25 +305,25 @@ wrap_get_loop(PyObject *Py_UNUSED(module), PyObject *args)
     }
     Py_INCREF(lock_type);
     Py_XSETREF(asyncio_lock_type, lock_type);
-    return wrapped(&get_loop_def, original);
+    return sb_method_over(&get_loop_def, original, original);
 }
 
 static PyObject *
 wrap_wake_up(PyObject *Py_UNUSED(module), PyObject *original)
 {
-    return wrapped(&wake_up_def, original);
+    return sb_method_over(&wake_up_def, original, original);
 }
 
 static PyObject *
 wrap_work_item(PyObject *Py_UNUSED(module), PyObject *original)
 {
-    return wrapped(&work_item_def, original);
+    return sb_method_over(&work_item_def, original, original);
 }
 
 static PyObject *
 wrap_work_run(PyObject *Py_UNUSED(module), PyObject *original)
 {
-    return wrapped(&work_run_def, original);
+    return sb_method_over(&work_run_def, original, original);
 }
 
 static PyMethodDef methods[] = {
@@ -428,11 +339,10 @@ sb_waits_init(PyObject *module)
 {
     wait_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &wait_spec, NULL);
     front_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &front_spec, NULL);
-    method_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &method_spec, NULL);
     queued_leaf = PyCode_NewEmpty("", "[queued in an executor]", 0);
     word_wait = PyUnicode_InternFromString("_stroboscope_wait");
-    if (wait_type == NULL || front_type == NULL || method_type == NULL ||
-        queued_leaf == NULL || word_wait == NULL) {
+    if (wait_type == NULL || front_type == NULL || queued_leaf == NULL ||
+        word_wait == NULL) {
         return -1;
     }
     return PyModule_AddFunctions(module, methods);
