@@ -123,6 +123,7 @@ class Contention:
 
     def __init__(self) -> None:
         self._mutex_fraction = self._block_rate_ns = 0
+        self._is_traced = False
         self._watched: tuple[bool, bool, bool] | None = None
         self._replaced: dict[tuple[type, str], tuple[object, object]] = {}
         self._lock = threading.Lock()
@@ -146,6 +147,12 @@ class Contention:
         """Count one wait per `rate_ns` waited from now on; 0 none."""
         with self._lock:
             self._set(self._mutex_fraction, rate_ns)
+
+    def set_traced(self, is_traced: bool) -> None:
+        """Watch waits of threads for a trace, whether or not they are counted."""
+        with self._lock:
+            self._is_traced = is_traced
+            self._set(self._mutex_fraction, self._block_rate_ns)
 
     def copy(self, name: str) -> Any:
         """The totals of `mutex` or `block` at this moment; None where there are none."""
@@ -181,14 +188,17 @@ class Contention:
         return tuple(found)
 
     def _after_fork(self) -> None:
-        # The child counts from zero, at the rates of its parent.
+        # The child counts from zero, at the rates of its parent, and takes no trace.
         self._lock = threading.Lock()
+        if self._is_traced:
+            self.set_traced(False)
 
     def _set(self, mutex_fraction: int, block_rate_ns: int) -> None:
         self._mutex_fraction, self._block_rate_ns = mutex_fraction, block_rate_ns
         if _native is None:
             return
-        is_on = mutex_fraction > 0 or block_rate_ns > 0
+        is_counted = mutex_fraction > 0 or block_rate_ns > 0
+        is_on = is_counted or self._is_traced
         if not is_on and self._watched is None:
             return
         if self._watched is None:
@@ -197,13 +207,14 @@ class Contention:
             self._watched = _native.locks_attach(*_real_types())
         self._tell()
         _native.locks_switch(is_on)
-        if is_on:
+        if is_counted:
             self._replace()
         else:
             self._restore()
 
     def _tell(self) -> None:
-        found = sites() if self._mutex_fraction or self._block_rate_ns else {}
+        rates = self._mutex_fraction or self._block_rate_ns
+        found = sites() if rates or self._is_traced else {}
         _native.contention_set(self._mutex_fraction, self._block_rate_ns, found)
 
     def _replace(self) -> None:

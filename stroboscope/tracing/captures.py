@@ -17,6 +17,7 @@ from stroboscope.tracing.extras.counters import Counters
 from stroboscope.tracing.extras.garbage import Collections
 from stroboscope.tracing.extras.pools import PoolJobs
 from stroboscope.tracing.extras.samples import CpuSamples
+from stroboscope.tracing.extras.waits import Waits
 from stroboscope.tracing.kept import KEPT
 from stroboscope.tracing.recorder import recorder
 
@@ -51,7 +52,7 @@ def record(
 
 
 def _collectors() -> list[Collector]:
-    return [Collections(), Counters(), LoopCallbacks(), PoolJobs()]
+    return [Collections(), Counters(), Waits(), LoopCallbacks(), PoolJobs()]
 
 
 def _own_cpu_ns() -> int:

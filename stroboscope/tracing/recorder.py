@@ -47,6 +47,7 @@ class Recorder:
         self._service = ""
         self._folder: blackbox.Folder | None = None
         self._box: blackbox.Box | None = None
+        self._running = extras.Running()
         #: Why the ring is not in a file, though it should be; or nothing.
         self.problem = ""
 
@@ -115,7 +116,7 @@ class Recorder:
             except RuntimeError as error:
                 raise EngineUnavailable(str(error)) from error
         ended = "complete"
-        running = extras.Running()
+        running = self._running = extras.Running()
         try:
             running.start(collectors)
             ends_s = time.monotonic() + seconds
@@ -172,6 +173,7 @@ class Recorder:
         self._lock = threading.Lock()
         self._is_open = False
         recording.trace_after_fork()
+        self._running.leave()
         box, self._box = self._box, None
         if box is not None:
             box.leave()

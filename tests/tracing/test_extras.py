@@ -1,8 +1,11 @@
 """What a capture collects beside events: known causes, found again by Perfetto itself."""
 
 import asyncio
+import ctypes
 import functools
 import gc
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +17,7 @@ import pytest
 from perfetto_sql import Processor
 
 from stroboscope._core import LABELS, LabelCell, engine
+from stroboscope._core.contention import contention
 from stroboscope.tracing import Recorder, captures, extras
 from stroboscope.tracing.extras import Collector, Fact, Running
 from stroboscope.tracing.extras.callbacks import LoopCallbacks
@@ -232,6 +236,74 @@ def test_a_job_says_how_long_it_waited_for_a_worker(
     assert len(processor.query(SLICES.format("waits_behind"))) == 1
 
 
+def waits_for_lock(lock: threading.Lock) -> None:
+    with lock:
+        pass
+
+
+def waits_for_news(news: threading.Event) -> None:
+    news.wait()
+
+
+def test_a_wait_is_a_slice_of_its_length_by_who_waits(
+    captured: Any, processor: Processor
+) -> None:
+    """A lock held, and an event unset, for 60 ms; the lock is older than the capture."""
+    lock, news = threading.Lock(), threading.Event()
+
+    def main() -> None:
+        time.sleep(0.25)
+        lock.acquire()
+        waiting = [
+            threading.Thread(target=waits_for_lock, args=(lock,), name="for lock"),
+            threading.Thread(target=waits_for_news, args=(news,), name="for news"),
+        ]
+        for one in waiting:
+            one.start()
+        time.sleep(0.06)
+        lock.release()
+        news.set()
+        for one in waiting:
+            one.join()
+
+    captured(main, 0.8)
+
+    (held,) = processor.query(SLICES.format("wait for lock in waits_for_lock"))
+    (unset,) = processor.query(SLICES.format("wait for news in waits_for_news"))
+    assert (held["thread"], unset["thread"]) == ("for lock", "for news")
+    assert held["dur"] == pytest.approx(60e6, abs=25e6)
+    assert unset["dur"] == pytest.approx(60e6, abs=25e6)
+    assert contention.copy("block") is None or contention.block_rate_ns
+
+
+FORKED = """
+import asyncio, gc, os, sys, threading, time
+from stroboscope.tracing import captures
+
+def hooks():
+    return [list(gc.callbacks), vars(asyncio.events.Handle)["_run"]]
+
+before = hooks()
+capture = threading.Thread(target=captures.record, args=(1, lambda: False, "perfetto"))
+capture.start()
+time.sleep(0.3)
+assert hooks() != before
+if (pid := os.fork()) == 0:
+    os._exit(0 if hooks() == before else 1)
+capture.join()
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+
+
+def test_a_child_forked_during_a_capture_has_no_hooks() -> None:
+    """It takes none itself, and nobody would take them off."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORKED], capture_output=True, timeout=60
+    )
+
+    assert done.returncode == 0, done.stderr.decode()
+
+
 def test_counters_are_read_ten_times_a_second(
     captured: Any, processor: Processor
 ) -> None:
@@ -259,6 +331,14 @@ def test_counters_are_read_ten_times_a_second(
     assert 40_000 < found["loop lag us"]["most"] < 250_000
 
 
+def acquires_by() -> int:
+    """The address of the C function behind a lock's `acquire`."""
+    descriptor = type(threading.Lock()).acquire
+    definition = ctypes.c_void_p.from_address(id(descriptor) + 40).value
+    assert definition is not None
+    return ctypes.c_void_p.from_address(definition + 8).value or 0
+
+
 def hooks() -> list[Any]:
     """Everything that a capture puts its hands on."""
     return [
@@ -269,6 +349,7 @@ def hooks() -> list[Any]:
         vars(executors._WorkItem)["run"],
         vars(executors._WorkItem)["__init__"],
         engine.hz,
+        acquires_by(),
     ]
 
 

@@ -9,6 +9,7 @@
 #include "stacks.h"
 
 int sb_contention_is_on;
+PyCodeObject *sb_site_code;
 uint32_t sb_contended_locks;
 
 enum { BLOCK, MUTEX, KINDS };
@@ -131,6 +132,7 @@ sb_site_of_current(void)
         return SB_SITE_PLUMBING;
     }
     int is_leaf = 1, is_signal = 0;
+    sb_site_code = NULL;
     sb_frame *frame = sb_current_frame(PyThreadState_Get());
     for (; frame != NULL; frame = sb_frame_previous(frame)) {
         PyObject *object = sb_frame_executable(frame);
@@ -142,6 +144,7 @@ sb_site_of_current(void)
             return SB_SITE_PLUMBING;
         }
         if (site == SB_SITE_LOCK) {
+            sb_site_code = (PyCodeObject *)object;
             break;
         }
         is_signal |= is_leaf && site == DOOR_OF_SIGNALS;
@@ -353,7 +356,8 @@ forget_all(int only_kept)
 
 /* ---- switching and reading -------------------------------------------------------- */
 
-/* contention_set(mutex_fraction, block_rate_ns, sites): both 0 is off. */
+/* contention_set(mutex_fraction, block_rate_ns, sites): both 0 counts nothing; with sites
+ * waits are known all the same, to be traced. */
 static PyObject *
 contention_set(PyObject *Py_UNUSED(module), PyObject *args)
 {
@@ -373,7 +377,8 @@ contention_set(PyObject *Py_UNUSED(module), PyObject *args)
     }
     state.mutex_fraction = fraction > 0 ? fraction : 0;
     state.block_rate_ns = rate_ns > 0 ? rate_ns : 0;
-    sb_contention_is_on = state.mutex_fraction > 0 || state.block_rate_ns > 0;
+    sb_contention_is_on = state.mutex_fraction > 0 || state.block_rate_ns > 0 ||
+                          PyDict_GET_SIZE(sites) > 0;
     if (state.mutex_fraction == 0) {
         forget_all(1);
     }

@@ -22,12 +22,14 @@ typedef enum {
     SB_SITE_LOCK,
 } sb_site;
 
-/* Whether any of the two is counted; how many locks have somebody waiting. Plain reads. */
+/* Whether any of the two is counted, or waits are traced; how many locks have somebody waiting. Plain reads. */
 extern int sb_contention_is_on;
 extern uint32_t sb_contended_locks;
 
-/* The site of the running thread. PLUMBING while nothing is counted. */
+/* The site of the running thread. PLUMBING while nothing is counted. The code it lies in
+ * is borrowed from its frame, NULL for none. */
 sb_site sb_site_of_current(void);
+extern PyCodeObject *sb_site_code;
 
 /* Somebody begins to wait for a lock that is held. 1, or 0 when holders are not charged
  * or memory is short: then nothing may be left. */

@@ -12,22 +12,16 @@ is_capturing(void)
     return sb_trace.box != NULL && (sb_trace.wanted & SB_TRACE_CAPTURE) != 0;
 }
 
-/* A slice on the thread's own track that is open; nothing for generation 0. */
-typedef struct {
-    uint32_t generation, pair, name;
-    uint64_t task;
-} slice;
-
-static slice
+static sb_slice
 begin_slice(uint64_t now_ns, uint32_t kind, uint64_t task, uint32_t name, uint32_t lane)
 {
     uint32_t pair = sb_trace_pair();
     sb_trace_put(now_ns, kind, task, name, pair, lane);
-    return (slice){sb_trace.generation, pair, name, task};
+    return (sb_slice){sb_trace.generation, pair, name, task};
 }
 
 static void
-end_slice(const slice *open, uint32_t kind, uint32_t lane)
+end_slice(const sb_slice *open, uint32_t kind, uint32_t lane)
 {
     if (open->generation == sb_trace.generation && sb_trace.box != NULL &&
         sb_trace.wanted) {
@@ -37,7 +31,7 @@ end_slice(const slice *open, uint32_t kind, uint32_t lane)
 
 /* ---- collections ------------------------------------------------------------------ */
 
-static slice collection;
+static sb_slice collection;
 
 /* trace_gc(phase, info): one of gc.callbacks. Collections do not nest. */
 static PyObject *
@@ -82,6 +76,31 @@ trace_count(PyObject *Py_UNUSED(module), PyObject *args)
                      (uint32_t)value, (uint32_t)((uint64_t)value >> 32));
     }
     Py_RETURN_NONE;
+}
+
+/* ---- waits of threads -------------------------------------------------------------- */
+
+sb_slice
+sb_extras_wait_begins(int for_lock, PyCodeObject *code)
+{
+    if (!is_capturing()) {
+        return (sb_slice){0, 0, 0, 0};
+    }
+    const char *what = for_lock ? "wait for lock" : "wait for news";
+    PyObject *name = code ? PyUnicode_FromFormat("%s in %U", what, code->co_qualname)
+                          : PyUnicode_FromString(what);
+    uint32_t id = name ? sb_trace_name(name, 0) : SB_NAME_OVERFLOW;
+    Py_XDECREF(name);
+    PyErr_Clear();
+    return begin_slice(sb_trace_now_ns(), SB_THREAD_BEGIN, 0, id, 0);
+}
+
+void
+sb_extras_wait_ends(const sb_slice *wait)
+{
+    if (wait->generation) {
+        end_slice(wait, SB_THREAD_END, 0);
+    }
 }
 
 /* ---- since when something waits --------------------------------------------------- */
@@ -238,7 +257,7 @@ static PyObject *
 call_watched(PyObject *self, PyObject *const *args, Py_ssize_t count, PyObject *names,
              PyObject *callable, PyObject *context, uint64_t since_ns)
 {
-    slice open = {0, 0, 0, 0};
+    sb_slice open = {0, 0, 0, 0};
     if (is_capturing() && callable != NULL) {
         uint32_t name = name_of(callable, &context);
         uint64_t now_ns = sb_trace_now_ns();

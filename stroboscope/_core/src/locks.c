@@ -4,6 +4,7 @@
 
 #include "calls.h"
 #include "contention.h"
+#include "extras.h"
 #include "methods.h"
 
 /* ---- the methods ------------------------------------------------------------------ */
@@ -122,6 +123,7 @@ wait_timed(const sb_call *c, sb_site site)
     if (site == SB_SITE_PLUMBING) {
         return original(c);
     }
+    sb_slice traced = sb_extras_wait_begins(site == SB_SITE_LOCK, sb_site_code);
     int64_t begin_ns = sb_now_ns();
     int joined = site == SB_SITE_LOCK && sb_wait_begins(c->self, begin_ns);
     PyObject *result = original(c);
@@ -131,6 +133,7 @@ wait_timed(const sb_call *c, sb_site site)
         sb_wait_ends(c->self, end_ns, got ? SB_WAIT_ACQUIRED : SB_WAIT_GIVEN_UP);
     }
     sb_charge_block_here(end_ns - begin_ns);
+    sb_extras_wait_ends(&traced);
     return result;
 }
 

@@ -6,6 +6,7 @@ Nothing here is there before a capture or after it: what a collector replaces or
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Sequence
 
 Fact = tuple[str, str | int]
@@ -29,6 +30,9 @@ class Collector:
         Also called after a `start` that failed.
         """
         return ()
+
+    def leave(self) -> None:
+        """In a forked child: take off what is hooked in this process as well."""
 
 
 class Running:
@@ -58,6 +62,12 @@ class Running:
                 self._fail(one, error)
                 self._running.remove(one)
                 self._stop(one)
+
+    def leave(self) -> None:
+        """In a forked child, which takes no capture."""
+        while self._running:
+            with contextlib.suppress(Exception):
+                self._running.pop().leave()
 
     def stop(self) -> list[Fact]:
         """Stop them, the latest first; what they say."""

@@ -38,6 +38,10 @@ class LoopCallbacks(Collector):
             )
             self._replaced.put(owner, method, made)
 
+    def leave(self) -> None:
+        """Put them back."""
+        self._replaced.restore()
+
     def stop(self) -> Sequence[Fact]:
         """Put them back."""
         facts: list[Fact] = []

@@ -28,24 +28,13 @@ class Counters(Collector):
         self._next_s = 0.0
         self._probes: list[_Probe] = []
 
-    def start(self) -> None:
-        """Find the loops that have a task now."""
-        tasks = [task for known in task_sets() for task in list(known)]
-        found: dict[int, asyncio.AbstractEventLoop] = {}
-        for task in tasks[:_TASKS_CAP]:
-            real = task() if callable(task) else task
-            if isinstance(real, asyncio.Task):
-                loop = real.get_loop()
-                found[id(loop)] = loop
-        loops = [loop for loop in found.values() if loop.is_running()][:_LOOPS_CAP]
-        self._probes = [_Probe(at, loop) for at, loop in enumerate(loops)]
-
     def tick(self) -> None:
         """Read them, if it is time."""
         now_s = time.monotonic()
         if now_s < self._next_s:
             return
         self._next_s = now_s + _EVERY_S
+        self._probes = self._probes or _probes()
         for probe in self._probes:
             probe.ask()
         with open("/proc/self/stat", "rb", buffering=0) as file:
@@ -53,6 +42,19 @@ class Counters(Collector):
         recording.trace_count("threads", int(fields[_THREADS]))
         recording.trace_count("rss bytes", int(fields[_RSS]) * _PAGE)
         recording.trace_count("asyncio tasks", sum(map(len, task_sets())))
+
+
+def _probes() -> list[_Probe]:
+    """One for each loop that has a task now."""
+    tasks = [task for known in task_sets() for task in list(known)]
+    found: dict[int, asyncio.AbstractEventLoop] = {}
+    for task in tasks[:_TASKS_CAP]:
+        real = task() if callable(task) else task
+        if isinstance(real, asyncio.Task):
+            loop = real.get_loop()
+            found[id(loop)] = loop
+    loops = [loop for loop in found.values() if loop.is_running()][:_LOOPS_CAP]
+    return [_Probe(at, loop) for at, loop in enumerate(loops)]
 
 
 class _Probe:

@@ -21,6 +21,10 @@ class Collections(Collector):
 
     def stop(self) -> Sequence[Fact]:
         """Take the hook off."""
+        self.leave()
+        return ()
+
+    def leave(self) -> None:
+        """Take the hook off."""
         with contextlib.suppress(ValueError):  # somebody has emptied the list
             gc.callbacks.remove(recording.trace_gc)
-        return ()

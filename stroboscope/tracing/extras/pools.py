@@ -30,6 +30,10 @@ class PoolJobs(Collector):
             made = recording.trace_watched(how, vars(item)[method], item)
             self._replaced.put(item, method, made)
 
+    def leave(self) -> None:
+        """Put them back."""
+        self._replaced.restore()
+
     def stop(self) -> Sequence[Fact]:
         """Put them back."""
         facts: list[Fact] = []
