@@ -317,11 +317,11 @@ def test_a_child_forked_during_a_capture_has_no_hooks() -> None:
 def test_counters_are_read_ten_times_a_second(
     captured: Any, processor: Processor
 ) -> None:
-    """The lag of a loop that was blocked for 150 ms; threads, tasks, memory."""
+    """The lag of a loop that was blocked for 600 ms; threads, tasks, memory."""
 
     async def main() -> None:
         await asyncio.sleep(0.25)
-        time.sleep(0.15)  # noqa: ASYNC251
+        time.sleep(0.6)  # noqa: ASYNC251
         await asyncio.sleep(0.6)
 
     captured(lambda: asyncio.run(main()))
@@ -331,11 +331,11 @@ def test_counters_are_read_ten_times_a_second(
         " counter join counter_track on counter.track_id = counter_track.id group by 1"
     )
     found = {row["name"]: row for row in rows}
-    assert 5 <= found["threads"]["n"] <= 20
+    assert 5 <= found["threads"]["n"] <= 40
     assert found["threads"]["most"] >= 2
     assert found["rss bytes"]["most"] > 10 << 20
     assert found["asyncio tasks"]["most"] >= 1
-    assert 40_000 < found["loop lag us"]["most"] < 900_000
+    assert 100_000 < found["loop lag us"]["most"] < 5_000_000
 
 
 def acquires_by() -> int:
