@@ -69,8 +69,23 @@ def measure(seconds):
         "workers": run("workers"),
         "handler": run("handler"),
         "pause": run("pause"),
+        "capture": {what: run("capture", what) for what in ("ours", "viztracer")},
         "trace": {what: run("trace", what) for what in ("small", "ours", "otel", "capture")},
     }
+
+
+def capture_rows(capture):
+    """At a steady rate of small requests, beside viztracer."""
+    ours, theirs = capture["ours"], capture["viztracer"]
+    named = f"at {ours.get('rate')} requests a second"
+    pause = "pause in it, median ms"
+    return [
+        (f"CPU in a capture, {named}", "<= 1.15", f"{ours.get('ratio')}"),
+        ("the same under viztracer", "", f"{theirs.get('ratio')}"),
+        ("loop's longest pause in it, ms", "<= 5", f"{ours.get(pause)}"),
+        ("the same under viztracer", "", f"{theirs.get(pause)}"),
+        ("bytes of it", "<= 50 MB", f"{ours.get('bytes')}"),
+    ]
 
 
 def table(raw):
@@ -117,6 +132,7 @@ def table(raw):
         ("OpenTelemetry's SDK, the same 10 spans", "", f"{trace['otel']['ratio']}"),
         ("CPU a request in a capture", "<= 1.15", f"{trace['capture']['ratio']}"),
         ("bytes of that capture", "<= 50 MB", f"{trace['capture']['bytes']}"),
+        *capture_rows(raw["capture"]),
     ]
     lines = ["| measure | target | stroboscope | ddtrace | pyroscope-io |", "|---" * 5 + "|"]
     lines += [f"| {' | '.join((*row, *[''] * (5 - len(row))))} |" for row in rows]

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import time
 
 PEER = os.environ.get("BENCH_PEER", "")
 if PEER == "ddtrace":
@@ -23,6 +24,10 @@ def start_peer():
             sample_rate=100,
             oncpu=True,
         )
+    elif PEER == "viztracer":
+        from viztracer import VizTracer
+
+        VizTracer(tracer_entries=1_000_000, verbose=0).start()
 
 
 def work():
@@ -41,6 +46,40 @@ def in_parts(part):
             for i in range(40):
                 digest = hashlib.sha256(digest + str(i).encode()).digest()
     return {"digest": digest.hex(), "rows": [{"id": i, "name": str(i)} for i in range(200)]}
+
+
+def quick(part):
+    """Ten parts and next to no work."""
+    for step in range(10):
+        with part(f"part {step}"):
+            pass
+    return {}
+
+
+class Clock:
+    """Ticks on the loop every millisecond; the longest time between two ticks.
+
+    Less what the kernel let the thread wait for a processor: other people's work.
+    """
+
+    def __init__(self):
+        self._file = os.open("/proc/thread-self/schedstat", os.O_RDONLY)
+        self._last = self._now()
+        self._longest = 0.0
+
+    def _now(self):
+        waited_ns = int(os.pread(self._file, 100, 0).split()[1])
+        return time.monotonic() - waited_ns / 1e9
+
+    def tick(self):
+        now = self._now()
+        self._longest = max(self._longest, now - self._last - 0.001)
+        self._last = now
+        asyncio.get_running_loop().call_later(0.001, self.tick)
+
+    def ms(self):
+        longest, self._longest = self._longest, 0.0
+        return longest * 1000
 
 
 def otel_spans():
@@ -76,7 +115,7 @@ def fastapi():
     async def endpoint(item: int):
         return work()
 
-    if PEER == "none":
+    if PEER in ("none", "viztracer"):
         part = contextlib.nullcontext
     elif PEER == "otel":
         part = otel_spans()
@@ -86,6 +125,22 @@ def fastapi():
     @app.get("/regions/{item}")
     async def regions(item: int):
         return in_parts(part)
+
+    @app.get("/quick/{item}")
+    async def quickly(item: int):
+        return quick(part)
+
+    clocks = []
+
+    async def tick():
+        clocks.append(Clock())
+        clocks[0].tick()
+
+    app.router.add_event_handler("startup", tick)
+
+    @app.get("/pause")
+    async def pause():
+        return clocks[0].ms()
 
     if not PEER:
         from stroboscope.integrations.fastapi import install

@@ -218,6 +218,24 @@ def test_a_step_is_called_by_its_coroutine_and_belongs_to_its_request(
     assert [(row["ts"], row["dur"], row["task"]) for row in runs] == exact
 
 
+def test_of_uvloop_the_lag_is_seen_and_the_rest_is_said(
+    captured: Any, processor: Processor
+) -> None:
+    """Its callbacks have no slices; the file does not pretend that nothing ran."""
+    uvloop = pytest.importorskip("uvloop", reason="uvloop is not installed")
+
+    async def main() -> None:
+        asyncio.get_running_loop().call_soon(block_50_ms)
+        await asyncio.sleep(0.5)
+
+    said = captured(lambda: uvloop.run(main()))
+
+    assert said["loop_callbacks"] == "asyncio's own loops only: uvloop's are not seen"
+    assert processor.query(SLICES.format("block_50_ms")) == []
+    lag = "select count(*) as n from counter_track where name = 'loop lag us'"
+    assert processor.query(lag) == [{"n": 1}]
+
+
 def hold_the_only_worker() -> None:
     time.sleep(0.06)
 
