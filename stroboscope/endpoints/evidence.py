@@ -14,7 +14,6 @@ import logging
 import os
 import re
 import secrets
-import threading
 import zlib
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from typing import Any
 
 from stroboscope._clock import SYSTEM, Clock
 from stroboscope._core import engine
+from stroboscope._core.engine import real_lock
 from stroboscope.endpoints import otel
 from stroboscope.errors import FolderError, RecordingFormatError
 from stroboscope.formats.prometheus import Family, one
@@ -92,7 +92,7 @@ class Evidence:
         self._folder = folder
         self._settings = settings
         self._clock = clock
-        self._lock = threading.Lock()
+        self._lock = real_lock()
         self._waiting: deque[tuple[str, Hit]] = deque()
         self._works = False
         #: Moments of what was taken in the last hour, and by endpoint, oldest first.
@@ -113,10 +113,10 @@ class Evidence:
         except RuntimeError as error:
             self.failure = str(error)
 
-    def take(self, hit: Hit) -> None:
+    def take(self, hit: Hit, span: Any = None) -> None:
         """Freeze what the recorder has, soon, if the budget lets it. Microseconds.
 
-        The span that is current gets an event with the id.
+        The span, or else the one that is current, gets an event with the id.
         """
         with self._lock:
             why = self._refusal(hit.endpoint)
@@ -131,7 +131,7 @@ class Evidence:
                 engine.start_thread(self._work)
             except RuntimeError:  # the next one tries again
                 self._works = False
-        otel.note_evidence(name, hit.rule, self._url(name))
+        otel.note_evidence(span, name, hit.rule, self._url(name))
 
     def pieces(self) -> list[Piece]:
         """Everything that lies there, newest first, without blocks. Blocks."""
@@ -166,7 +166,7 @@ class Evidence:
 
     def after_fork(self) -> None:
         """The child keeps its own."""
-        self._lock = threading.Lock()
+        self._lock = real_lock()
         self._waiting.clear()
         self._works = False
         self._taken_s.clear()

@@ -62,9 +62,9 @@ def note_stall(span: Any, fields: Mapping[str, Any]) -> None:
     span.add_event(STALL, _attributes(fields))
 
 
-def note_evidence(name: str, rule: str, url: str) -> None:
-    """Add where evidence is to be found to the current span, if it is recorded."""
-    span = trace.get_current_span()
+def note_evidence(span: Any, name: str, rule: str, url: str) -> None:
+    """Add where evidence is to be found to a span, or the current one, if recorded."""
+    span = trace.get_current_span() if span is None else span
     if span.is_recording():
         fields = {"evidence.id": name, "evidence.rule": rule, "url": url}
         span.add_event(EVIDENCE, _attributes(fields))

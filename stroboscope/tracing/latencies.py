@@ -7,11 +7,14 @@ Old requests fade: the counts are halved again and again.
 from __future__ import annotations
 
 import math
+from collections import deque
 
 #: Below it nobody waits, whatever an endpoint is used to.
 FLOOR_NS = 10_000_000
 #: Before so many requests an endpoint is not known.
 KNOWN_AFTER = 200
+#: Between two turns of our thread; of more the last are enough.
+RECENT_CAP = 256
 #: Counts are halved when there are so many.
 _FADE_AT = 20_000
 #: Up to 2**42 ns, over an hour; in units of 2**10 ns.
@@ -20,24 +23,33 @@ _BUCKETS = 8 * (_OCTAVES + 1)
 
 
 class Latencies:
-    """Of one endpoint. `add` is for requests; `renew` is for a thread of ours."""
+    """Of one endpoint. Requests append to `recent`; the rest is for a thread of ours."""
 
-    __slots__ = ("counts", "limit_ns")
+    __slots__ = ("counts", "limit_ns", "recent")
 
     def __init__(self) -> None:
         self.counts = [0] * _BUCKETS
+        #: Nanoseconds that are not counted yet; the last of many.
+        self.recent: deque[int] = deque(maxlen=RECENT_CAP)
         #: Times as long as that are worth evidence; infinite while too little is known.
         self.limit_ns: float = math.inf
 
     def add(self, took_ns: int) -> None:
-        """Count one request. Some hundred nanoseconds."""
+        """Count one request."""
         units = took_ns >> _UNIT_BITS
         octave = units.bit_length() - 4
         place = (octave << 3) + (units >> octave) if octave > 0 else units
         self.counts[place if place < _BUCKETS else -1] += 1
 
     def renew(self, factor: float) -> None:
-        """Work the limit out, `factor` times the p99, and let what is old fade."""
+        """Count the recent ones, work the limit out anew, and let what is old fade.
+
+        The limit is `factor` times the p99.
+        """
+        if not self.recent:
+            return
+        while self.recent:
+            self.add(self.recent.popleft())
         p99_ns = self.percentile_ns(0.99)
         if p99_ns is not None:
             self.limit_ns = max(FLOOR_NS, factor * p99_ns)

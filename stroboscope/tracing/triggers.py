@@ -24,6 +24,8 @@ OVERFLOW = "(overflow)"
 #: An endpoint that no request's is.
 PROCESS = "(process)"
 _NEVER = 1 << 62
+#: Then others may have the interpreter for a moment: under a millisecond of work.
+_ENDPOINTS_A_BREATH, _BREATH_S = 8, 0.0001
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -44,6 +46,8 @@ class Ended(Protocol):
     """A request that is over."""
 
     cell: LabelCell | None
+    #: OpenTelemetry's span, or None.
+    span: Any
 
     def task_name(self) -> str | None:
         """Its endpoint, `http:/path/{id}`."""
@@ -52,8 +56,8 @@ class Ended(Protocol):
         """What it is known by."""
 
 
-def _nothing(hit: Hit) -> None:
-    del hit
+def _nothing(hit: Hit, span: Any = None) -> None:
+    del hit, span
 
 
 def _no_loops() -> list[asyncio.AbstractEventLoop]:
@@ -68,7 +72,7 @@ class Triggers:
         #: Whether the end of a request matters.
         self.are_on = False
         self.failures = 0
-        self.take: Callable[[Hit], object] = _nothing
+        self.take: Callable[..., object] = _nothing
         self.loops: Callable[[], list[asyncio.AbstractEventLoop]] = _no_loops
         self._latency_ns, self._error_from = _NEVER, _NEVER
         self._factor = 0.0
@@ -103,7 +107,7 @@ class Triggers:
             limit_ns: float = self._latency_ns
             if self._factor and status:
                 known = self._known(request.task_name() or "")
-                known.add(took_ns)
+                known.recent.append(took_ns)
                 limit_ns = min(limit_ns, known.limit_ns)
             if status >= self._error_from:
                 self._hit(request, "error", f"status {status}")
@@ -135,8 +139,10 @@ class Triggers:
     def look(self) -> None:
         """Look at memory and tasks once, and work the limits out."""
         rules = self._rules
-        for known in list(self._endpoints.values()):
+        for count, known in enumerate(list(self._endpoints.values()), 1):
             known.renew(rules.p99)
+            if count % _ENDPOINTS_A_BREATH == 0:
+                engine.sleep(_BREATH_S)
         if rules.rss:
             self._compare("rss", rss_bytes(), rules.rss, "bytes resident")
         if rules.tasks:
@@ -158,7 +164,8 @@ class Triggers:
         trace_id = (cell.trace_id if cell is not None else None) or ""
         span_id = (cell.span_id if cell is not None else None) or ""
         task = cell.task if cell is not None else 0
-        self.take(Hit(rule, endpoint, reason, labels, trace_id, span_id, task))
+        hit = Hit(rule, endpoint, reason, labels, trace_id, span_id, task)
+        self.take(hit, request.span)
 
     def _compare(self, rule: str, value: int, limit: int, unit: str) -> None:
         """A hit as it goes above; the next after it was below again."""
@@ -169,12 +176,13 @@ class Triggers:
             self.take(Hit(rule, PROCESS, f"{value} {unit}, above {limit}"))
 
     def _look_on(self) -> None:
+        # First asleep: the recorder is not there yet as a process begins.
         while self._looks_in == os.getpid() and self._has_work():
+            engine.sleep(LOOK_EVERY_S)
             try:
                 self.look()
             except Exception:  # the next look may go better
                 self.failures += 1
-            engine.sleep(LOOK_EVERY_S)
         self._looks_in = 0
 
     def _has_work(self) -> bool:

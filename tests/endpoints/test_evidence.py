@@ -3,6 +3,8 @@
 import json
 import os
 import resource
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +12,11 @@ from typing import Any
 
 import pytest
 from asking import KEY, FakeClock, admin, ask_wsgi, bearer, token, wsgi_inner
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import format_span_id, format_trace_id
+from werkzeug.test import Client
 
 import stroboscope as strobe
 from stroboscope.endpoints import evidence as module
@@ -19,6 +26,7 @@ from stroboscope.formats.timeline import Timeline
 from stroboscope.integrations import wsgi
 from stroboscope.rules import Rules
 from stroboscope.settings import Settings
+from stroboscope.testing.canaries import planted
 from stroboscope.tracing import Recorder, recorder
 from stroboscope.tracing.triggers import TRIGGERS, Hit
 from stroboscope.workers.folder import Folder
@@ -287,3 +295,123 @@ def test_a_long_ring_is_cut_to_its_last_events(tmp_path: Path) -> None:
     assert last.events == 2048
     ended = [task.serial for task in line.tasks()]
     assert [task.serial for task in last.tasks()] == ended[-1024:]
+
+
+#: Keeps pieces without an end, and is killed meanwhile.
+_WRITER = """
+import sys, time
+from stroboscope.endpoints.evidence import Evidence
+from stroboscope.settings import Settings
+from stroboscope.tracing import recorder
+from stroboscope.tracing.triggers import Hit
+import stroboscope as strobe
+recorder.configure("shop", 1 << 20)
+recorder.set_flight(True)
+for _ in range(30_000):
+    with strobe.task("busy"):
+        pass
+made = Evidence(Settings(keys=(sys.argv[1],), service="shop",
+    evidence="latency=1 per_hour=1000", evidence_dir=sys.argv[2]), None)
+print("ready", flush=True)
+for number in range(1000):
+    made.take(Hit("latency", f"/{sys.argv[3]}/{number}", ""))
+    time.sleep(0.003)
+"""
+
+
+def test_whoever_is_killed_while_it_writes_leaves_no_torn_file(tmp_path: Path) -> None:
+    """What is there under a name is whole."""
+    for number in range(4):
+        command = [sys.executable, "-c", _WRITER, KEY, str(tmp_path), str(number)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
+            assert writer.stdout is not None
+            assert writer.stdout.readline() == b"ready\n"
+            time.sleep(0.15 + 0.013 * number)
+            writer.kill()
+
+    made = store(tmp_path)
+    names = [name for name in os.listdir(tmp_path / "shop") if "evidence-" in name]
+    assert len(made.pieces()) == len(names) >= 4
+    for piece in made.pieces():
+        whole = made.get(piece.id)
+        assert whole is not None
+        assert whole.timeline().events > 10_000
+
+
+def test_evidence_holds_names_and_labels_only(tmp_path: Path, flight: Recorder) -> None:
+    """No header, cookie, path, query, local, argument or message is in its file."""
+    settings = Settings(
+        keys=(KEY,),
+        service="shop",
+        evidence="errors latency=0.001",
+        evidence_dir=str(tmp_path),
+        tenant=lambda environ: environ.get("HTTP_X_TENANT"),
+        tenants=("acme",),
+    )
+
+    def failing(environ: Any, start_response: Any) -> list[bytes]:
+        local = environ["HTTP_COOKIE"] + environ["QUERY_STRING"]
+        raise ValueError(local)
+
+    app = wsgi.Stroboscope(failing, settings)
+    app.surface.wake()
+    with planted() as secret:
+        client = Client(app, use_cookies=False)
+        with pytest.raises(ValueError, match="canary"):
+            client.get(
+                f"/{secret['path']}?q={secret['query']}",
+                headers={
+                    "X-Secret": secret["header"],
+                    "Cookie": f"session={secret['cookie']}",
+                    "X-Tenant": secret["tenant"],
+                },
+            )
+        made = settled(app.surface.desk.evidence, 1)
+        (piece,) = made.pieces()
+        whole = made.get(piece.id)
+
+    assert whole is not None
+    assert piece.about["rule"] == "error"
+    assert piece.about["labels"]["endpoint"] == "(unmatched)"
+    found = json.dumps(whole.about).encode() + whole.block
+    assert b"(unmatched)" in whole.block
+    assert [place for place, text in secret.items() if text.encode() in found] == []
+
+
+def test_the_span_of_the_request_says_where_its_evidence_is(
+    tmp_path: Path, flight: Recorder
+) -> None:
+    """An event with id, rule and address; its ids are the evidence's own."""
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    settings = Settings(
+        keys=(KEY,),
+        service="shop",
+        evidence="errors",
+        evidence_dir=str(tmp_path),
+        public_url="https://shop.example/",
+    )
+
+    def failing(environ: Any, start_response: Any) -> list[bytes]:
+        start_response("503 Busy", [("Content-Type", "text/plain")])
+        return [b""]
+
+    app = wsgi.Stroboscope(failing, settings)
+    app.surface.wake()
+    with provider.get_tracer("test").start_as_current_span("GET"):
+        Client(app).get("/").close()
+    made = settled(app.surface.desk.evidence, 1)
+    (piece,) = made.pieces()
+    (span,) = exporter.get_finished_spans()
+    (event,) = [one for one in span.events if one.name == "stroboscope.evidence"]
+
+    assert span.context is not None
+    assert event.attributes is not None
+    assert dict(event.attributes) == {
+        "stroboscope.evidence.id": piece.id,
+        "stroboscope.evidence.rule": "error",
+        "stroboscope.url": f"https://shop.example/debug/captures/{piece.id}",
+    }
+    assert piece.about["trace_id"] == format_trace_id(span.context.trace_id)
+    assert piece.about["span_id"] == format_span_id(span.context.span_id)

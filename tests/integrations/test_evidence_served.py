@@ -1,5 +1,8 @@
 """Evidence on real servers: what a rule met is kept, once, and given out by everybody."""
 
+import contextlib
+import os
+import signal
 import time
 from typing import Any
 
@@ -23,6 +26,10 @@ def listed(base: str, *, count: int = 1, seconds: float = 8) -> list[dict[str, A
         if len(found) >= count or time.monotonic() > ends_s:
             return found
         time.sleep(0.1)
+
+
+def ids(base: str) -> set[str]:
+    return {one["id"] for one in listed(base, seconds=1)}
 
 
 def trace(base: str, one: dict[str, Any], form: str = "perfetto") -> httpx.Response:
@@ -78,3 +85,63 @@ def test_a_slow_request_among_fast_ones_leaves_one_piece(
         "where p.name like 'http:/slow/%'"
     )
     assert {row["name"] for row in inside} == regions
+
+
+def provoke(base: str, path: str) -> None:
+    for number in range(5):
+        httpx.get(f"{base}/fast/{number}")
+    httpx.get(base + path, timeout=10)
+
+
+@pytest.mark.parametrize(
+    ("rules", "path", "rule", "region"),
+    [
+        ("errors", "/broken", "error", "db.broken"),
+        ("stall=0.3", "/blocking", "stall", "mistake"),
+        ("tasks=500", "/hold/600", "tasks", ""),
+        ("rss=1048576", "/fast/1", "rss", ""),
+    ],
+    ids=["errors", "stall", "tasks", "rss"],
+)
+def test_each_rule_leaves_its_piece(
+    rules: str, path: str, rule: str, region: str, processor: Processor
+) -> None:
+    """One, and nothing for what met none; the region that caused it is in the trace."""
+    with serving(UVICORN, ASGI, STROBOSCOPE_EVIDENCE=rules) as (base, _):
+        provoke(base, path)
+        provoke(base, path)
+        (one,) = listed(base)
+        answer = trace(base, one)
+
+    assert one["parameters"]["rule"] == rule
+    processor.load(answer.content)
+    names = {row["name"] for row in processor.query("select name from slice")}
+    assert {region} - {""} <= names
+    facts = processor.query(
+        "select string_value as said from args where key = 'debug.rule'"
+    )
+    assert [row["said"] for row in facts] == [rule]
+
+
+def test_workers_give_out_each_others_evidence_and_that_of_the_dead() -> None:
+    """Whichever is asked lists each piece once and has it; so when its worker is gone."""
+    rules = {"STROBOSCOPE_EVIDENCE": "latency=0.2 window=1"}
+    with serving(GUNICORN + "--workers 2 ", WSGI, **rules) as (base, _):
+        httpx.get(base + "/slow/1")
+        (one,) = listed(base)
+        owner = one["parameters"]["pid"]
+        for _ in range(12):
+            assert [again["id"] for again in listed(base)] == [one["id"]]
+            assert trace(base, one).status_code == 200
+        os.kill(int(owner), signal.SIGKILL)
+        for _ in range(100):
+            with contextlib.suppress(httpx.HTTPError):
+                if one["id"] in ids(base):
+                    break
+            time.sleep(0.1)
+        assert [again["id"] for again in listed(base)] == [one["id"]]
+        assert trace(base, one).status_code == 200
+        headers = {"Authorization": f"Bearer {token('admin')}"}
+        gone = httpx.delete(base + one["url"], headers=headers, timeout=10)
+        assert gone.status_code == 200
+        assert listed(base, seconds=0.5) == []
