@@ -68,6 +68,7 @@ def note_evidence(span: Any, name: str, rule: str, url: str) -> None:
     if span.is_recording():
         fields = {"evidence.id": name, "evidence.rule": rule, "url": url}
         span.add_event(EVIDENCE, _attributes(fields))
+        span.set_attribute("stroboscope.url", url)
 
 
 def _attributes(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,9 +14,14 @@ from stroboscope._http.messages import HTML, JSON, PROFILE, Response, refusal
 from stroboscope._http.parameters import first, without
 from stroboscope.endpoints import taskpages
 from stroboscope.endpoints.call import Call, as_json
+from stroboscope.endpoints.evidence import Piece
 from stroboscope.endpoints.joining import HEADER, ask_all
 from stroboscope.endpoints.parts import Part
-from stroboscope.errors import EngineUnavailable, WindowsExhausted
+from stroboscope.errors import (
+    EngineUnavailable,
+    RecordingFormatError,
+    WindowsExhausted,
+)
 from stroboscope.formats import perfetto
 from stroboscope.formats.timeline import ALIVE, OPEN_RIGHT, Task, Timeline
 from stroboscope.profiles.breath import Breath
@@ -30,6 +35,8 @@ from stroboscope.tracing.statistics import BOUNDS_S, TaskType, by_type
 LIVE_CAP = TYPES_CAP = 200
 #: Tasks of one trace that are shown.
 TASKS_CAP = 100
+#: Pieces of evidence that are read to find a task.
+EVIDENCE_CAP = 8
 _SERIAL = re.compile(r"(?:([0-9]{1,10})-)?([0-9]{1,20})", re.ASCII)
 _HEX = re.compile(r"[0-9a-f]+", re.ASCII)
 
@@ -81,6 +88,8 @@ def show_task(call: Call) -> Response:
         ask_all(_for_data(call), f"/tasks/{call.name}") if asks else ([], [])
     )
     failed = [one for one in failed if one.status != 404]
+    if not lines and not parts and not call.is_peer:
+        lines = _from_evidence(call, wanted, process)
     if form:
         body = _encoded(lines, parts, form)
     else:
@@ -271,6 +280,37 @@ def _timelines(call: Call, wanted: Wanted, breathe: Breath) -> list[Timeline]:
         by_age.setdefault(age, (line, set()))[1].add(serial)
     fullest_first = sorted(by_age.values(), key=lambda pair: -len(pair[1]))
     return [_linked(call, line).only(serials) for line, serials in fullest_first]
+
+
+def _from_evidence(call: Call, wanted: Wanted, process: int) -> list[Timeline]:
+    """What evidence on this host's disk holds of the tasks meant: one piece of it.
+
+    First what was kept because of them, then the newest.
+    """
+    if wanted.serial:
+        process = process or os.getpid()
+    evidence = call.desk.evidence
+    pieces = evidence.pieces()
+    pieces.sort(key=lambda piece: not _is_because_of(piece, wanted, process))
+    for piece in pieces[:EVIDENCE_CAP]:
+        whole = evidence.get(piece.id)
+        try:
+            line = whole.timeline() if whole is not None else None
+        except RecordingFormatError:
+            continue
+        if line is None or (process and line.pid != process):
+            continue
+        if serials := wanted.within(line):
+            return [_linked(call, line).only(serials)]
+    return []
+
+
+def _is_because_of(piece: Piece, wanted: Wanted, process: int) -> bool:
+    about = piece.about
+    if wanted.serial:
+        return bool(about.get("task") == wanted.serial and about.get("pid") == process)
+    ids = {about.get("trace_id"), about.get("span_id")}
+    return bool({wanted.trace_id.hex(), wanted.span_id.hex()} & (ids - {"", None}))
 
 
 def _linked(call: Call, line: Timeline) -> Timeline:

@@ -17,8 +17,10 @@ from workers import Worker, workers
 import stroboscope as strobe
 from stroboscope.formats.timeline import Timeline
 from stroboscope.integrations import fastapi as our_fastapi
+from stroboscope.rules import Rules
 from stroboscope.tracing import Recorder, recorder
 from stroboscope.tracing.kept import CAP, KEPT, Wanted
+from stroboscope.tracing.triggers import TRIGGERS
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 PARENT = {"traceparent": f"00-{TRACE}-{SPAN}-01"}
@@ -258,6 +260,62 @@ def test_a_capture_outlasts_the_recorder(app: FastAPI) -> None:
     (task,) = answer.json()["tasks"]
     assert task["labels"]["endpoint"] == "/item/{item}"
     assert task["open"] == ""
+
+
+@pytest.mark.parametrize("by", ["trace", "span", "number"])
+def test_evidence_outlasts_the_recorder(
+    flight: Recorder, tmp_path: Path, by: str
+) -> None:
+    """What a rule has kept is found by each of its ids, and by nobody else's."""
+    settings = replace(
+        SETTINGS,
+        evidence="latency=0.005 window=1",
+        evidence_dir=str(tmp_path),
+        trace_url=TEMPLATE,
+    )
+    app = FastAPI()
+    our_fastapi.install(app, settings)
+
+    @app.get("/slow")
+    async def slow() -> None:
+        with strobe.region("db.fetch"):
+            await asyncio.sleep(0.01)
+
+    async def run() -> list[httpx.Response]:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(
+            transport=transport, base_url=BASE, headers=bearer(token("trace"))
+        ) as client:
+            await client.get("/slow", headers=PARENT)
+            kept = tmp_path / SETTINGS.service
+            for _ in range(100):
+                if [*kept.glob("evidence-*-*")]:
+                    break
+                await asyncio.sleep(0.05)
+            listed = (await client.get("/debug/tasks")).json()
+            number = listed["types"][0]["slowest"][0]["id"]
+            recorder.close()
+            name = {"trace": TRACE, "span": SPAN, "number": number}[by]
+            other = "1" * (16 if by == "span" else 32)
+            return [
+                await client.get(f"/debug/tasks/{one}")
+                for one in (name, f"{name}?format=perfetto", other)
+            ]
+
+    try:
+        found, perfetto, other = asyncio.run(run())
+    finally:
+        TRIGGERS.configure(Rules(), 0)
+
+    (task,) = found.json()["tasks"]
+    assert (task["name"], task["trace_id"], task["trace_url"]) == (
+        "http:/slow",
+        TRACE,
+        LINK,
+    )
+    assert task["regions"][0]["name"] == "db.fetch"
+    assert b"db.fetch" in perfetto.content
+    assert other.status_code == 404
 
 
 def test_few_captures_are_kept(flight: Recorder) -> None:
