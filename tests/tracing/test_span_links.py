@@ -238,6 +238,25 @@ def test_a_second_root_span_of_a_request_is_not_the_requests(flight: Recorder) -
     assert not second.attributes
 
 
+def test_a_span_of_other_work_is_not_the_requests(flight: Recorder) -> None:
+    """One that continues a span of this process, which the request does not know of."""
+    tracing = Tracing()
+    elsewhere = trace.set_span_in_context(tracing.tracer.start_span("elsewhere"))
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        tracing.tracer.start_span("continued", elsewhere).end()
+        with tracing.tracer.start_as_current_span("own"):
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    get(asgi.Stroboscope(app, OFF, template=lambda scope: "/x"), "/x", {})
+
+    spans = {span.name: span for span in tracing.spans()}
+    _, (task,) = requests(flight)
+    assert task.span_id == spans["own"].context.span_id.to_bytes(8)
+    assert not spans["continued"].attributes
+
+
 @pytest.mark.parametrize("is_around", [True, False])
 def test_a_task_outside_of_requests_is_linked(
     flight: Recorder, is_around: bool
