@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,13 +32,18 @@ def pytest_configure(config: pytest.Config) -> None:
     stale = [p.name for p in source.glob("*.[ch]") if p.stat().st_mtime > built]
     if stale:
         pytest.exit(f"C engine older than {', '.join(stale)}; reinstall", returncode=3)
+    # Before any module of tests makes a surface: whatever else runs on this machine,
+    # another run of these tests too, is no worker of theirs.
+    desk.default_base = lambda: "/dev/null/stroboscope"
+    own = tempfile.mkdtemp(prefix="strobe-")
+    os.environ["XDG_RUNTIME_DIR"] = own  # for the processes that tests start
+    config.add_cleanup(lambda: shutil.rmtree(own, ignore_errors=True))
 
 
 @pytest.fixture(autouse=True, scope="session")
-def workers_meet_nowhere_and_nobody_watches() -> Iterator[None]:
+def nobody_listens_and_nobody_watches() -> Iterator[None]:
     """Surfaces made here are no workers of each other; tests of that say where."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(desk, "default_base", lambda: "/dev/null/stroboscope")
         patch.setattr(WATCH, "begin", lambda *settings: None)
         patch.setattr(Listener, "start", lambda self: None)
         yield
