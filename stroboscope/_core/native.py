@@ -197,7 +197,7 @@ class NativeDriver:
             if serial and serial not in chains:
                 chain = _native.chain_of(serial)
                 chains[serial] = same.setdefault(chain, chain)
-            if at % SLICE == 0:
+            if at % SLICE == SLICE - 1:
                 _native.sleep(BREATH_S)
         return chains
 

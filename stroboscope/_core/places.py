@@ -18,7 +18,8 @@ T = TypeVar("T")
 
 #: Items read per call, so that no call holds the GIL for more than about 0.2 ms.
 SLICE = 500
-#: Pause after each slice: a waiting thread needs a moment to take the GIL.
+#: Pause between slices: a waiting thread needs a moment to take the GIL. Beside a busy
+#: loop each costs what the loop may keep it for, 5 ms.
 BREATH_S = 0.0001
 #: Stacks read per call, each of up to 128 numbers.
 STACKS_SLICE = 50
@@ -30,8 +31,9 @@ def slices(total: int, read: Callable[[int, int], list[T]]) -> list[T]:
     """`total` items, by calls of `read(first, count)` with a breath between them."""
     items: list[T] = []
     for first in range(0, total, SLICE):
+        if first:
+            _native.sleep(BREATH_S)
         items += read(first, SLICE)
-        _native.sleep(BREATH_S)
     return items
 
 
@@ -53,13 +55,15 @@ def places_of(
     for number, one in enumerate(ids):
         if one >= 0:
             at.setdefault(one, len(at))
-        if number % IDS_SLICE == 0:
+        if number % IDS_SLICE == IDS_SLICE - 1:
             _native.sleep(BREATH_S)
     wanted = list(at)
     place = {TRUNCATED: cut}
     used: list[int] = []
     stacks = FlatStacks()
     for first in range(0, len(wanted), STACKS_SLICE):
+        if first:
+            _native.sleep(BREATH_S)
         some = wanted[first : first + STACKS_SLICE]
         numbers, ends = (array("i", raw) for raw in _native.stacks_of(of_ledgers, some))
         for frame in set(numbers).difference(place):
@@ -70,7 +74,6 @@ def places_of(
         for end in ends:
             stacks.append(placed[begin:end] or empty)
             begin = end
-        _native.sleep(BREATH_S)
     frames = slices(
         len(used), lambda i, n: _native.frames_of(of_ledgers, used[i : i + n])
     )

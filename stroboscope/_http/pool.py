@@ -5,9 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 from stroboscope._core import engine
 
+T = TypeVar("T")
 #: Captures share 4 windows; the rest answers in milliseconds.
 THREADS_CAP = 12
 #: So many may be captures, which take seconds: the rest is for who has to end them.
@@ -47,6 +49,18 @@ class Pool:
             give_back()
             return False
         return True
+
+    def run(self, job: Callable[[], T]) -> T | None:
+        """Do it on the calling thread, which is ours; None when all turns are taken."""
+        slots = self._slots
+        if not slots.acquire(blocking=False):
+            return None
+        began_ns = time.thread_time_ns()
+        try:
+            return job()
+        finally:
+            engine.charge(time.thread_time_ns() - began_ns)
+            slots.release()
 
     def after_fork(self) -> None:
         """The child has none of these threads, and none of their turns is taken."""

@@ -201,7 +201,10 @@ class Surface:
         pool: Pool | None = None,
         sleep: Callable[[float], object] = time.sleep,
     ) -> Response:
-        """The same, blocking; `client` is a socket to watch for its end."""
+        """The same, blocking; `client` is a socket to watch for its end.
+
+        With a `pool`, the calling thread is ours.
+        """
         admitted = self._admit(request)
         if isinstance(admitted, Response):
             return admitted
@@ -210,14 +213,20 @@ class Surface:
                 admitted.request = replace(request, body=read_body())
             except Exception as error:  # the server's stream may raise anything
                 return self._refused(admitted.entry, _unread(request, error))
-        answer = wsgi.run(
-            pool or self._pool,
-            admitted.request,
-            client,
-            self._job(admitted),
-            sleep,
-            is_capture=admitted.action.is_capture,
-        )
+        job, is_capture = self._job(admitted), admitted.action.is_capture
+        if pool is not None and not is_capture:
+            # A thread of ours: another, and waiting for it, would each have to win the
+            # GIL from a loop that is busy.
+            answer = pool.run(job)
+        else:
+            answer = wsgi.run(
+                pool or self._pool,
+                admitted.request,
+                client,
+                job,
+                sleep,
+                is_capture=is_capture,
+            )
         return answer or self._refused(admitted.entry, _busy(request))
 
     def _answer_at_door(

@@ -239,6 +239,27 @@ def test_h19_one_forensic_capture_on_a_host(tmp_path: Path) -> None:
     assert all(int(one.headers["Retry-After"]) >= 1 for one in refused)
 
 
+def test_h19_one_trace_on_a_host(tmp_path: Path) -> None:
+    """Whichever worker takes it: the others, and itself, refuse a second meanwhile."""
+    with workers(tmp_path, "burn('a')", "") as (one, two):
+        answers = {}
+
+        def capture() -> None:
+            answers["first"] = one.ask("/trace?seconds=1.5", "trace")
+
+        thread = threading.Thread(target=capture)
+        thread.start()
+        wait_until(lambda: (one.folder / "lease").exists(), 5.0)
+        refused = [each.ask("/trace?seconds=0.1", "trace") for each in (two, one)]
+        thread.join()
+        after = two.ask("/trace?seconds=0.1", "trace")
+
+    assert (answers["first"].status_code, after.status_code) == (200, 200)
+    assert [one.status_code for one in refused] == [429, 429]
+    assert {one.text for one in refused} == {"a trace is being taken\n"}
+    assert all(int(one.headers["Retry-After"]) >= 1 for one in refused)
+
+
 def test_h20_a_killed_workers_lease_is_free_at_once(tmp_path: Path) -> None:
     """The next capture on another worker begins within a second."""
     with workers(tmp_path, "", "") as (lost, other):

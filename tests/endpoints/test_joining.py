@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import threading
 import time
 from collections import Counter
@@ -305,6 +306,72 @@ def _with(settings: Settings, **changes: object) -> Settings:
     from dataclasses import replace
 
     return replace(settings, **changes)  # type: ignore[arg-type]
+
+
+SPIN = """
+import asyncio
+def spin():
+    while True: pass
+async def main(): spin()
+threading.Thread(target=lambda: asyncio.run(main()), daemon=True).start()
+"""
+
+
+def test_h27_a_busy_loop_delays_stacks_by_little(tmp_path: Path) -> None:
+    """Through the worker's own socket, and through another one: within 0.2 s."""
+    took_s: dict[str, list[float]] = {}
+    with workers(tmp_path, SPIN, "") as (busy, other):
+        alone = f"/stacks?worker={busy.pid}"
+        for name, asked, path in (
+            ("own", busy, alone),
+            ("own of all", busy, "/stacks"),
+            ("other", other, alone),
+            ("other of all", other, "/stacks"),
+        ):
+            for _ in range(5):
+                began_s = time.monotonic()
+                answer = by_hand(asked, path)
+                took_s.setdefault(name, []).append(time.monotonic() - began_s)
+                assert answer.startswith(b"HTTP/1.1 200 ")
+                assert b" spin " in answer
+                time.sleep(0.55)  # or it would be the same walk
+
+    assert all(sorted(some)[2] <= 0.2 for some in took_s.values()), took_s
+
+
+def by_hand(one: Worker, path: str) -> bytes:
+    """Without a client whose making alone takes a tenth of a second."""
+    settings = Settings(keys=(one.key,), service="shop")
+    text = Tokens(settings).mint(["profile"], 60)
+    head = f"GET /debug{path} HTTP/1.1\r\nHost: localhost\r\n"
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(20)
+        connection.connect(str(one.socket))
+        connection.sendall(f"{head}Authorization: Bearer {text}\r\n\r\n".encode())
+        return b"".join(iter(lambda: connection.recv(1 << 16), b""))
+
+
+def test_a_small_answer_takes_one_thread(tmp_path: Path) -> None:
+    """The connection's own: each more would wait for the GIL beside a busy loop."""
+    counting = """
+from stroboscope._core import engine
+start = type(engine).start_thread
+def counted(self, target):
+    with open(sys.argv[1 + 2], "a") as file:
+        print(target.__qualname__, file=file)
+    start(self, target)
+type(engine).start_thread = counted
+"""
+    seen = tmp_path / "started"
+    code = counting.replace("sys.argv[1 + 2]", repr(str(seen)))
+    with worker(tmp_path, code) as one:
+        by_hand(one, f"/labels?worker={one.pid}")  # what the first answer starts
+        before = seen.read_text().splitlines()
+        by_hand(one, f"/pprof/symbol?worker={one.pid}")
+        after = seen.read_text().splitlines()[len(before) :]
+
+    assert [name for name in after if "Pool" in name] == []
+    assert len([name for name in after if "_accept" in name]) == 1
 
 
 def test_nothing_of_a_worker_is_left(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from asking import GETS
 from redis_servers import RedisServer
 from servers import FASTAPI, FLASK, GUNICORN, KEY, UVICORN, rundir, serving, token
 from workers import wait_until
@@ -21,6 +22,9 @@ from workers import wait_until
 from stroboscope.formats.pprof_reader import decode
 
 ALL = ("metrics", "profile", "trace", "admin")
+#: What else than 200 the contract has: switched off, or an id nobody gave out.
+OTHERWISE = {"/pprof/cmdline": 404, "/captures/{id}": 404, "/tasks/{id}": 404}
+TIMED = ("/pprof/profile", "/pprof/wall", "/fgprof", "/trace", "/pprof/trace")
 
 
 @contextmanager
@@ -104,6 +108,26 @@ def test_it_answers_for_all_workers(command: str, app: str) -> None:
     assert asked.status_code == 200
     assert hz == [50, 50]
     assert unknown.status_code == 404
+
+
+def test_every_get_answers_with_a_status_of_the_contract() -> None:
+    """Each row of the table of routes, by way of the sidecar of two workers."""
+    folder, found = rundir(), {}
+    with (
+        serving(UVICORN + "--workers 2", FASTAPI, STROBOSCOPE_RUNDIR=str(folder)) as (
+            public,
+            _,
+        ),
+        sidecar(folder) as ask,
+    ):
+        until_two(ask, public)
+        for path in GETS:
+            query = "?seconds=0.2" if path in TIMED else ""
+            answer = ask.get(path.replace("{id}", "1-nothing") + query)
+            found[path] = (answer.status_code, answer.text[:80])
+
+    expected = {path: OTHERWISE.get(path, 200) for path in GETS}
+    assert {path: status for path, (status, _) in found.items()} == expected, found
 
 
 def test_a_stopped_worker_is_named_and_not_waited_for() -> None:
