@@ -321,7 +321,7 @@ class Evidence:
             return None
         with open(descriptor, "rb") as opened:
             size = os.fstat(descriptor).st_size
-            return _piece(file, opened.read(_HEAD_CAP), size, is_whole=False)
+            return _piece(file, opened.readline(_HEAD_CAP), size, is_whole=False)
 
 
 def _parts(file: str) -> tuple[float, str, str]:

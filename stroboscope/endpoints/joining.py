@@ -39,6 +39,7 @@ LEAD_CAP_NS = 1_000_000_000
 _START = "x-stroboscope-start"
 #: Where a worker that does not answer has left something for others.
 STACKS = "/stacks"
+CAPTURES = "/captures"
 #: What may be forensic, and then is one for all.
 CPU = "/pprof/profile"
 #: Not sent on: which worker, and how to join, is decided here.
@@ -90,7 +91,7 @@ def _whole(
     seconds: float,
 ) -> Response:
     if not call.desk.is_worker:
-        take = partial(_of_others, call, path, count, seconds)
+        take = partial(_of_others, call, path, count, handler, seconds)
         return under_lease(call, seconds, take) if path == CPU else take()
     others = _others(call)
     if seconds and others:
@@ -125,7 +126,13 @@ def of_one(
     return _forwarded(call, path, wanted, seconds)
 
 
-def _of_others(call: Call, path: str, count: Counted, seconds: float) -> Response:
+def _of_others(
+    call: Call,
+    path: str,
+    count: Counted,
+    handler: Callable[[Call], Response],
+    seconds: float,
+) -> Response:
     """The joined answer of all workers, for who is none."""
     if seconds:
         call = replace(call, start_ns=time.monotonic_ns() + LEAD_NS)
@@ -136,6 +143,8 @@ def _of_others(call: Call, path: str, count: Counted, seconds: float) -> Respons
         own = next(_response(one) for one in answers if one.process == good[0].process)
     elif left:
         own = Response(200, b"", left[0].content_type)
+    elif path == CAPTURES:  # evidence outlives those that wrote it
+        return _marked(handler(call), f"0/{len(failed)}")
     else:
         refused = [one for one in answers if one.status not in (0, 401)]
         return _response(refused[0]) if refused else _nobody(call, [*failed, *notes])

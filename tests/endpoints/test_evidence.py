@@ -11,7 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from asking import KEY, FakeClock, admin, ask_wsgi, bearer, token, wsgi_inner
+from asking import (
+    KEY,
+    FakeClock,
+    admin,
+    ask_wsgi,
+    authorised,
+    bearer,
+    token,
+    wsgi_inner,
+)
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -19,6 +28,7 @@ from opentelemetry.trace import format_span_id, format_trace_id
 from werkzeug.test import Client
 
 import stroboscope as strobe
+from stroboscope.endpoints import Surface
 from stroboscope.endpoints import evidence as module
 from stroboscope.endpoints.evidence import Evidence
 from stroboscope.errors import SettingsError
@@ -415,3 +425,22 @@ def test_the_span_of_the_request_says_where_its_evidence_is(
     }
     assert piece.about["trace_id"] == format_trace_id(span.context.trace_id)
     assert piece.about["span_id"] == format_span_id(span.context.span_id)
+
+
+def test_a_sidecar_has_the_evidence_of_workers_that_are_gone(
+    tmp_path: Path, flight: Recorder
+) -> None:
+    """It lists what lies there although nobody answers it, and gives it out."""
+    made = store(tmp_path)
+    made.take(HIT)
+    (piece,) = settled(made, 1).pieces()
+    settings = Settings(keys=(KEY,), service="shop", rundir=str(tmp_path))
+    beside = Surface(settings, is_worker=False)
+
+    text = token("profile", "trace")
+    answer = beside.answer(authorised("/debug/captures", text))
+    (listed,) = json.loads(answer.body)
+    assert listed["id"] == piece.id
+    given = beside.answer(authorised(f"/debug/captures/{piece.id}", text))
+    assert given.status == 200
+    assert b"wide" in given.body
