@@ -69,6 +69,8 @@ def encode(
 ) -> bytes:
     """A timeline in one of `FORMATS`; CPU samples are in Perfetto's only."""
     if form == "json":
+        if callstacks is not None:
+            facts = (*facts, ("cpu_samples_note", "not in this form: Perfetto's only"))
         return chrome.encode(timeline, facts, breathe)
     encoded = perfetto.encode(timeline, facts)
     if callstacks is not None:

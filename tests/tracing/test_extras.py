@@ -4,6 +4,7 @@ import asyncio
 import ctypes
 import functools
 import gc
+import json
 import subprocess
 import sys
 import threading
@@ -410,6 +411,15 @@ def test_what_others_replaced_meanwhile_stays_theirs(flight: Recorder) -> None:
         assert asyncio.run(asyncio.sleep(0, "runs")) == "runs"
     finally:
         asyncio.events.Handle._run = original  # type: ignore[method-assign]
+
+
+def test_the_json_form_says_what_it_leaves_out(flight: Recorder) -> None:
+    """Samples are counted on its first slice, and are not there."""
+    made = json.loads(captures.record(0.1, lambda: False, "json"))
+
+    (first,) = [e for e in made["traceEvents"] if e["name"] == "about this trace"]
+    assert "cpu_samples" in first["args"]
+    assert first["args"]["cpu_samples_note"] == "not in this form: Perfetto's only"
 
 
 def test_a_capture_raises_the_rate_of_others_for_as_long_as_it_lasts(
