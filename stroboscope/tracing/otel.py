@@ -14,6 +14,7 @@ from weakref import WeakSet
 from opentelemetry import context, trace
 
 from stroboscope._core import LABELS, LabelCell, recording
+from stroboscope.labels import TABLE
 
 TASK, ENDPOINT, URL = "stroboscope.task.id", "stroboscope.endpoint", "stroboscope.url"
 #: What Pyroscope finds a span's profile by. Source: grafana/otel-profiling-go.
@@ -97,7 +98,7 @@ class SpanLinks:
             if parent is None or parent.is_remote:
                 _take(span)
         except Exception:  # ours, and the application must not see it
-            recording_failures[0] += 1
+            TABLE.count_failure()
 
     def _on_ending(self, span: Any) -> None:
         """A span will end: the last time for its attributes. Of SDKs that say so."""
@@ -108,7 +109,7 @@ class SpanLinks:
             if owner is not None and getattr(owner, "span", None) is span:
                 owner.tell_span()
         except Exception:  # as above
-            recording_failures[0] += 1
+            TABLE.count_failure()
 
     def on_end(self, span: Any) -> None:
         """Nothing is to be done by now."""
@@ -121,8 +122,6 @@ class SpanLinks:
         return True
 
 
-#: How often a processor of ours failed.
-recording_failures = [0]
 _installed: WeakSet[Any] = WeakSet()
 
 

@@ -26,6 +26,7 @@ import stroboscope as strobe
 from stroboscope.formats.timeline import Task, Timeline
 from stroboscope.integrations import asgi, wsgi
 from stroboscope.integrations import fastapi as our_fastapi
+from stroboscope.labels import TABLE
 from stroboscope.settings import Settings
 from stroboscope.tracing import Recorder, SpanLinks, otel
 
@@ -410,6 +411,24 @@ def test_the_global_provider_is_linked_by_itself_and_once() -> None:
 
     processors = provider._active_span_processor._span_processors
     assert [type(one) for one in processors] == [SpanLinks]
+
+
+def test_a_failure_of_ours_is_counted_and_breaks_no_span(
+    flight: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The application's span begins and ends as if we were not there."""
+    tracing = Tracing()
+
+    def fail(*args: object) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr(otel, "_take", fail)
+    before = TABLE.stats().failed
+    with strobe.task("x"), tracing.tracer.start_as_current_span("job"):
+        pass
+
+    assert [span.name for span in tracing.spans()] == ["job"]
+    assert TABLE.stats().failed == before + 1
 
 
 def test_nothing_is_written_while_nothing_records() -> None:
