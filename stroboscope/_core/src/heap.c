@@ -33,6 +33,7 @@ static int layer_count;
 static layer *hooked[DOMAIN_COUNT]; /* the latest layer of a domain, in the chain or not */
 
 /* Under the GIL of the interpreter that started. */
+static PyInterpreterState *home;
 static sb_ledger *ledger;
 static int is_on;
 static double rate;
@@ -90,7 +91,11 @@ static PyThreadState *
 state_with_gil(void)
 {
     PyThreadState *mine = PyGILState_GetThisThreadState();
-    return mine != NULL && mine == _PyThreadState_UncheckedGet() ? mine : NULL;
+    if (mine == NULL || mine != _PyThreadState_UncheckedGet()) {
+        return NULL;
+    }
+    /* A thread that another interpreter has started holds that one's GIL. */
+    return PyThreadState_GetInterpreter(mine) == home ? mine : NULL;
 }
 
 static int64_t
@@ -481,6 +486,7 @@ heap_start(PyObject *Py_UNUSED(module), PyObject *argument)
     if (prepare() < 0 || mend() < 0) {
         return NULL;
     }
+    home = PyInterpreterState_Get();
     is_on = 1;
     rate = wanted;
     count_down_anew();
