@@ -23,11 +23,10 @@ from stroboscope.workers.members import peer_of
 
 _log = logging.getLogger("stroboscope")
 CONNECTIONS_CAP = 32
-#: How often the listener looks after itself.
-TURN_S = 0.5
-#: Turns between two attempts to open what could not be opened: within 2 s another
-#: worker has the admin port of one that died.
-_TURNS_APART = 2
+#: How often the listener looks after itself: what holds for the host holds here within a
+#: second, another worker has the admin port of one that died within two, and a worker
+#: that rests is woken no oftener than that takes.
+TURN_S = 0.75
 
 #: Answers a request; gets the connection, to see its end, and the body's reader.
 Answering = Callable[[Request, _socket.socket, Callable[[], bytes]], Response]
@@ -77,7 +76,7 @@ def same_user(connection: _socket.socket) -> Guest | None:
 class Listener:
     """One per process and door. `start` is safe to call often, also after a fork.
 
-    `each` is called in every turn, about twice a second, with or without a socket; `end`
+    `each` is called in every turn, every `TURN_S`, with or without a socket; `end`
     when the process ends.
     """
 
@@ -95,7 +94,6 @@ class Listener:
         self._each = each
         self._end = end
         self._process = 0
-        self._turns = 0
         self._listening: _socket.socket | None = None
         self._connections: set[_socket.socket] = set()
         self._is_registered = False
@@ -161,9 +159,7 @@ class Listener:
 
     def _turn(self) -> None:
         if self._listening is None:
-            if self._turns % _TURNS_APART == 0:
-                self._open()
-            self._turns += 1
+            self._open()
             if self._listening is None:
                 engine.sleep(TURN_S)
                 return
@@ -191,7 +187,7 @@ class Listener:
         except TimeoutError:
             if not self._door.is_in():
                 listening.close()  # the folder was deleted: make it anew
-                self._listening, self._turns = None, 0
+                self._listening = None
             return
         except OSError:
             return  # closed by `stop`

@@ -1,7 +1,7 @@
 """What holds for all workers of a host, or of all hosts: knobs, and what was revoked.
 
 A change is made in the run directory, under a lock, and then here; the others see the new
-file within half a second, and a new worker sees it before its first request. Where the
+file within a second, and a new worker sees it before its first request. Where the
 run directory cannot be used, a change holds in the process that made it, and says so.
 
 Ends of overrides are moments of the monotonic clock, which all processes of a host share
@@ -68,10 +68,13 @@ class Agreement:
         if fleet is not None:
             fleet.agreement = self
 
-    def adopt(self) -> None:
-        """Let hold here what changed on the host since the last look. Cheap."""
+    def adopt(self) -> bool:
+        """Let hold here what changed on the host since the last look. Cheap.
+
+        False where somebody else looked at that moment, or before it.
+        """
         if not self._lock.acquire(blocking=False):
-            return  # somebody looks at this moment
+            return False
         try:
             if (found := self._revoked.changed()) is not None:
                 self._adopt_revoked(found)
@@ -79,6 +82,7 @@ class Agreement:
                 self._adopt_settings(found)
         finally:
             self._lock.release()
+        return True
 
     def change(
         self, values: Mapping[str, Any], ttl_s: float | None, version: int | None

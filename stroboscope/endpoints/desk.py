@@ -194,20 +194,22 @@ class Desk:
         self.captures.keep(capture, share.expires_s - self.clock.time_s())
         self.openings.spend(share.token_id, share.expires_s)
 
-    def watch_knobs(self) -> None:
+    def watch_knobs(self) -> bool:
         """See to it that overrides end when their time is over, asked or not.
 
-        And that those hold here that were made by way of another worker.
+        And that those hold here that were made by way of another worker; false where
+        it has to be called again for that.
         """
-        self.agreement.adopt()
+        has_looked = self.agreement.adopt()
         with self.lock:
             if self._watches or self.knobs.expire() is None:
-                return
+                return has_looked
             self._watches = True
         try:
             engine.start_thread(self._expire_knobs)
         except RuntimeError:  # no thread to be had; the next request tries again
             self._watches = False
+        return has_looked
 
     def _take(self) -> stacks.Snapshot:
         return stacks.snapshot(self.loops(), self.ages)

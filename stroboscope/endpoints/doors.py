@@ -23,6 +23,7 @@ from stroboscope.endpoints.counted import Keeper
 from stroboscope.endpoints.desk import Desk
 from stroboscope.errors import SettingsError
 from stroboscope.settings import Settings
+from stroboscope.workers.folder import Glance
 from stroboscope.workers.port import AdminPort
 
 NO_DOOR = "off"
@@ -52,14 +53,9 @@ class Doors:
         ) -> Response:
             return answer(request, connection, read_body, pool, engine.sleep)
 
-        def look() -> None:
-            desk.watch_knobs()
-            keeper.look()
-            if desk.leaving is not None:
-                desk.leaving.tend()
-
         self._own = self._admin = None
         if desk.members is not None and desk.is_worker:
+            look = _looks(desk, keeper, Glance(desk.members.folder.path))
             self._own = Listener(desk.members, answered, each=look, end=keeper.end)
         if desk.settings.admin_bind:
             bind = Bind.parse(desk.settings.admin_bind)
@@ -103,6 +99,19 @@ class Doors:
 
     def _both(self) -> list[Listener]:
         return [door for door in (self._own, self._admin) if door is not None]
+
+
+def _looks(desk: Desk, keeper: Keeper, glance: Glance) -> Callable[[], None]:
+    """What a worker does in each turn of its listener: little, while nothing changes."""
+
+    def look() -> None:
+        if glance() and not desk.watch_knobs():
+            glance.forget()
+        keeper.look()
+        if desk.leaving is not None:
+            desk.leaving.tend()
+
+    return look
 
 
 def _nothing() -> None:

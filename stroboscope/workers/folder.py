@@ -33,6 +33,38 @@ _NEW, _WRITES_S = "new.", 60.0
 _FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW
 
 
+class Glance:
+    """Tells by one call of the kernel whether anything in a folder was put or removed.
+
+    What is written within a file in its place is not seen.
+    """
+
+    #: A change may have the time of the one before it, for so long: the kernel's tick.
+    _TICK_NS = 50_000_000
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._seen: tuple[int, ...] = ()
+
+    def forget(self) -> None:
+        """The next call says that there is."""
+        self._seen = ()
+
+    def __call__(self) -> bool:
+        """Whether there is something new since the last call, as far as is known."""
+        try:
+            found = os.lstat(self._path)
+        except OSError:
+            self._seen = ()
+            return True
+        is_new = self._seen != (found.st_ino, found.st_mtime_ns)
+        age_ns = time.time_ns() - found.st_mtime_ns
+        # One that is new, or of tomorrow, because a clock was set, is looked at again.
+        is_settled = age_ns > self._TICK_NS
+        self._seen = (found.st_ino, found.st_mtime_ns) if is_settled else ()
+        return is_new
+
+
 def default_base() -> str:
     """The run directory where none is set: of this user, gone with the machine."""
     runtime = os.environ.get("XDG_RUNTIME_DIR")

@@ -4,12 +4,13 @@ import os
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from stroboscope.errors import FolderError
-from stroboscope.workers.folder import Folder
+from stroboscope.workers.folder import Folder, Glance
 
 NOBODY = 65534
 
@@ -162,7 +163,7 @@ def test_a_dead_process_holds_no_lock(tmp_path: Path) -> None:
     """The kernel frees it, however it died."""
     folder = Folder(str(tmp_path), "shop")
     code = (
-        "import os, signal, sys; from stroboscope.workers.folder import Folder;"
+        "import os, signal, sys; from stroboscope.workers.folder import Folder, Glance;"
         "assert Folder(sys.argv[1], 'shop').lock('lease') is not None;"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
@@ -185,3 +186,36 @@ def test_a_folder_that_was_deleted_is_made_anew(tmp_path: Path) -> None:
     assert folder.read("settings") is None
     folder.write("settings", b"2")
     assert folder.read("settings") == b"2"
+
+
+def test_a_glance_sees_every_change_of_a_file(tmp_path: Path) -> None:
+    """Also two within a tick of the kernel's clock, and a folder that is made anew."""
+    folder = Folder(str(tmp_path), "shop")
+    folder.write("settings", b"1")
+    glance = Glance(folder.path)
+    assert glance()
+    time.sleep(0.1)
+    assert glance()  # the first was too soon after the change to be sure
+    assert not glance()
+    for number in range(50):
+        folder.write("settings", b"%d" % number)
+        assert glance()
+    time.sleep(0.1)
+    assert glance()
+    assert not glance()
+    glance.forget()
+    assert glance()
+    folder.remove("settings")
+    os.rmdir(folder.path)
+    assert glance()
+    assert glance()
+    folder.write("settings", b"2")
+    assert glance()
+
+
+def test_a_glance_does_not_trust_a_clock_that_was_set(tmp_path: Path) -> None:
+    """A folder of tomorrow is looked at again and again."""
+    os.utime(tmp_path, (time.time() + 86400,) * 2)
+    glance = Glance(str(tmp_path))
+
+    assert [glance() for _ in range(3)] == [True] * 3
