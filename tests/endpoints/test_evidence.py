@@ -322,6 +322,11 @@ for _ in range(30_000):
         pass
 made = Evidence(Settings(keys=(sys.argv[1],), service="shop",
     evidence="latency=1 per_hour=1000", evidence_dir=sys.argv[2]), None)
+if sys.argv[3] == "last":
+    import os
+    os.rename = lambda *names, **folders: (print("ready", flush=True), time.sleep(60))
+    made.take(Hit("latency", "/", ""))
+    time.sleep(60)
 print("ready", flush=True)
 for number in range(1000):
     made.take(Hit("latency", f"/{sys.argv[3]}/{number}", ""))
@@ -329,23 +334,44 @@ for number in range(1000):
 """
 
 
+def killed_writer(base: Path, how: str, after_s: float) -> None:
+    command = [sys.executable, "-c", _WRITER, KEY, str(base), how]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == b"ready\n"
+        time.sleep(after_s)
+        writer.kill()
+
+
 def test_whoever_is_killed_while_it_writes_leaves_no_torn_file(tmp_path: Path) -> None:
     """What is there under a name is whole."""
-    for number in range(4):
-        command = [sys.executable, "-c", _WRITER, KEY, str(tmp_path), str(number)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
-            assert writer.stdout is not None
-            assert writer.stdout.readline() == b"ready\n"
-            time.sleep(0.15 + 0.013 * number)
-            writer.kill()
+    for number in range(3):
+        killed_writer(tmp_path, str(number), 0.15 + 0.013 * number)
 
     made = store(tmp_path)
     names = [name for name in os.listdir(tmp_path / "shop") if "evidence-" in name]
-    assert len(made.pieces()) == len(names) >= 4
+    assert len(made.pieces()) == len(names) >= 3
     for piece in made.pieces():
         whole = made.get(piece.id)
         assert whole is not None
         assert whole.timeline().events > 10_000
+
+
+def test_a_piece_is_there_once_all_of_it_is_written(
+    tmp_path: Path, flight: Recorder
+) -> None:
+    """Killed before its last step it is under no name; what is left goes later."""
+    killed_writer(tmp_path, "last", 0)
+
+    made, folder = store(tmp_path), tmp_path / "shop"
+    assert made.pieces() == []
+    (left,) = [path for path in folder.iterdir() if path.stat().st_size]
+    assert "evidence" not in left.name
+    os.utime(left, (1, 1))
+    made.take(HIT)
+    settled(made, 1)
+    assert not left.exists()
+    assert len(made.pieces()) == 1
 
 
 def test_evidence_holds_names_and_labels_only(tmp_path: Path, flight: Recorder) -> None:
