@@ -33,6 +33,10 @@ def _resolve(cell: _native.LabelCell) -> None:
             cell.labels = found
 
 
+#: What a thread runs first.
+_BOOTSTRAP = "_bootstrap_inner"
+
+
 class NativeDriver:
     """Per-thread CPU timers and a signal handler; see `_core/src/sampler.h`."""
 
@@ -41,8 +45,8 @@ class NativeDriver:
     def __init__(self) -> None:
         self._period_ns = 0
         self._before: dict[str, int] = {}
-        #: Thread's own method and ours, while it is in its place.
-        self._bootstrap: tuple[Any, Any] | None = None
+        #: Thread, or what it inherits from, its own method and ours, while in its place.
+        self._bootstrap: tuple[type, Any, Any] | None = None
 
     def start(self, period_ns: int) -> None:
         """Own SIGPROF and arm every thread.
@@ -57,7 +61,11 @@ class NativeDriver:
         except (RuntimeError, OSError) as error:
             raise EngineUnavailable(str(error)) from error
         self._period_ns = period_ns
-        self._hook_thread_start()
+        try:
+            self._hook_thread_start()
+        except BaseException:
+            _native.stop()
+            raise
 
     def stop(self) -> None:
         """Disarm every thread. Windows stay readable."""
@@ -113,17 +121,19 @@ class NativeDriver:
         )
 
     def _hook_thread_start(self) -> None:
-        original = vars(threading.Thread)["_bootstrap_inner"]
+        # gevent puts a class of its own in Thread's place, which inherits the method.
+        owner = next(c for c in threading.Thread.__mro__ if _BOOTSTRAP in vars(c))
+        original = vars(owner)[_BOOTSTRAP]
         ours = _native.wrap_bootstrap(original)
-        threading.Thread._bootstrap_inner = ours  # type: ignore[attr-defined]
-        self._bootstrap = original, ours
+        setattr(owner, _BOOTSTRAP, ours)
+        self._bootstrap = owner, original, ours
 
     def _unhook_thread_start(self) -> None:
         """Where somebody else's is over ours, ours stays: it only passes on."""
         if self._bootstrap is not None:
-            original, ours = self._bootstrap
-            if vars(threading.Thread)["_bootstrap_inner"] is ours:
-                threading.Thread._bootstrap_inner = original  # type: ignore[attr-defined]
+            owner, original, ours = self._bootstrap
+            if vars(owner).get(_BOOTSTRAP) is ours:
+                setattr(owner, _BOOTSTRAP, original)
             self._bootstrap = None
 
     def open(self, moments: int, start_ns: int) -> int:

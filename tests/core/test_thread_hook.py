@@ -91,3 +91,19 @@ def test_the_method_is_there_only_while_something_samples() -> None:
     """)
 
     assert found == ["False", "True", "True", "True"]
+
+
+def test_a_class_in_threads_place_is_no_hindrance() -> None:
+    """As gevent's, which inherits the method: sampling begins, and all is put back."""
+    found = outcome("""
+        plain = threading.Thread
+        before = vars(plain)["_bootstrap_inner"]
+        threading.Thread = type("Thread", (plain,), {})
+        window = engine.open_window(100)
+        print(ran())
+        window.close()
+        print(vars(plain)["_bootstrap_inner"] is before)
+        print("_bootstrap_inner" in vars(threading.Thread))
+    """)
+
+    assert found == ["True", "True", "False"]
