@@ -191,8 +191,8 @@ BAD = [
     ("top=1001", "top: allowed 1 to 1000"),
     ("top=3&format=folded", "format with top: allowed json"),
     ("sort=name", "sort: allowed flat, cum"),
-    ("base=1-abc", "base: no such capture in this process"),
-    ("base=../x", "base: no such capture in this process"),
+    ("base=1-abc", "base: no such capture"),
+    ("base=../x", "base: no such capture"),
 ]
 
 
