@@ -18,6 +18,7 @@ test:
 
 lint: .venvs/main/.stamp
 	.venvs/main/bin/ruff check stroboscope tests
+	.venvs/main/bin/ruff check --select F bench examples scripts
 	.venvs/main/bin/ruff format --check stroboscope tests
 	.venvs/main/bin/mypy
 	.venvs/main/bin/lint-imports

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import threading
+import time
 
 from fastapi import FastAPI
 

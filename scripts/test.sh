@@ -28,6 +28,7 @@ run_tests() { # run_tests NAME [pytest arguments ...]
 bash scripts/venv.sh "${PYTHON:-python3}" main
 echo "== main: $(.venvs/main/bin/python -V)"
 .venvs/main/bin/ruff check stroboscope tests
+.venvs/main/bin/ruff check --select F bench examples scripts
 .venvs/main/bin/ruff format --check stroboscope tests
 .venvs/main/bin/mypy
 .venvs/main/bin/lint-imports
