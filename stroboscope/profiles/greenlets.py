@@ -28,7 +28,9 @@ def greenlets_at_rest(breathe: Breath) -> Iterator[tuple[Any, tuple[Frame, ...]]
     if not isinstance(kind, type):
         return
     same: dict[tuple[Frame, ...], tuple[Frame, ...]] = {}
-    found: list[Any] = [one for one in gc.get_objects() if isinstance(one, kind)]
+    # Not `isinstance`: it asks an object's `__class__`, which a proxy answers with code
+    # of the application's.
+    found: list[Any] = [one for one in gc.get_objects() if issubclass(type(one), kind)]
     for greenlet in found[:GREENLETS_CAP]:
         frame = greenlet.gr_frame  # None while it runs, before it began and at its end
         if isinstance(frame, FrameType):

@@ -386,3 +386,22 @@ def test_suspended_greenlets_are_there_with_their_labels() -> None:
         "True {'who': 'me'}",
         "True {}",
     ], done.stderr
+
+
+def test_no_object_is_asked_what_it_is() -> None:
+    """A proxy's `__class__` is the application's code, and Django's settings raise."""
+    pytest.importorskip("greenlet", reason="greenlets are looked for where they are")
+
+    class Proxy:
+        @property
+        def __class__(self) -> type:  # type: ignore[override]
+            asked.append(self)
+            raise RuntimeError("not configured")
+
+    asked: list[object] = []
+    proxy = Proxy()
+    proxy.itself = proxy  # type: ignore[attr-defined]
+
+    snapshot()
+
+    assert asked == []
