@@ -7,6 +7,7 @@ beats wrong. Each capture says so. Same interface as `NativeDriver`.
 
 from __future__ import annotations
 
+import gc
 import itertools
 import sys
 import threading
@@ -163,6 +164,13 @@ class PortableDriver:
     def contexts(self) -> dict[int, Any]:
         """Another thread's context cannot be read here."""
         return {}
+
+    def instances_of(self, kind: type[Any], cap: int) -> list[Any]:
+        """By a copy of the garbage collector's lists: five times as slow as in C."""
+        # Not `isinstance`: it asks an object's `__class__`, which a proxy answers with
+        # code of the application's.
+        found = (one for one in gc.get_objects() if issubclass(type(one), kind))
+        return list(itertools.islice(found, cap))
 
     def walk(
         self,

@@ -120,6 +120,10 @@ class NativeDriver:
             array("q", (at.get(stack, -1) for stack in stacks)),
         )
 
+    def instances_of(self, kind: type[Any], cap: int) -> list[Any]:
+        """Found in the garbage collector's own lists; see `_core/src/search.h`."""
+        return _native.instances_of(kind, cap)
+
     def _hook_thread_start(self) -> None:
         # gevent puts a class of its own in Thread's place, which inherits the method.
         owner = next(c for c in threading.Thread.__mro__ if _BOOTSTRAP in vars(c))

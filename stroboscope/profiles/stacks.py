@@ -25,7 +25,11 @@ from stroboscope.formats.profile import Frame, Labels, Profile, Sample, ValueTyp
 from stroboscope.labels import labels_of
 from stroboscope.profiles.ages import Ages
 from stroboscope.profiles.breath import Breath
-from stroboscope.profiles.greenlets import greenlets_at_rest
+from stroboscope.profiles.greenlets import (
+    GREENLETS_CAP,
+    find_greenlets,
+    greenlets_at_rest,
+)
 
 #: Tasks read in one snapshot; the snapshot says so when there are more.
 TASKS_CAP = 20_000
@@ -150,11 +154,18 @@ def snapshot(
     reader = _Reader(made, ages or Ages())
     found = engine.walk(items[:TASKS_CAP], reader.see_task, breathe, described=True)
     reader.finish(found, breathe)
-    reader.see_greenlets(breathe)
+    searched = time.monotonic()
+    greenlets = find_greenlets()
+    search_ms = 1000 * (time.monotonic() - searched)
+    reader.see_greenlets(greenlets[:GREENLETS_CAP], breathe)
     took_ms = 1000 * (time.monotonic() - began)
     notes = [f"read within {took_ms:.0f} ms, each stack in one piece"]
     if len(items) > TASKS_CAP:
         notes.append(f"tasks: {TASKS_CAP} of {len(items)}, no more are read at once")
+    if greenlets:
+        notes.append(f"greenlets found in {search_ms:.0f} ms, with the GIL held")
+    if len(greenlets) > GREENLETS_CAP:
+        notes.append(f"greenlets: no more than {GREENLETS_CAP} are read at once")
     if reader.lost:
         notes.append(f"stacks lost, tables full: {reader.lost}")
     return Snapshot(made, tuple(notes))
@@ -229,10 +240,10 @@ class _Reader:
                 labels = self._labels(row.cell)
                 made.add("thread", name, row.state, labels, row.stack, age_s)
 
-    def see_greenlets(self, breathe: Breath) -> None:
-        """Suspended greenlets, where there are any."""
+    def see_greenlets(self, greenlets: list[Any], breathe: Breath) -> None:
+        """Those of them that are suspended."""
         numbers: dict[tuple[Frame, ...], int] = {}
-        for cell, frames in greenlets_at_rest(breathe):
+        for cell, frames in greenlets_at_rest(greenlets, breathe):
             number = numbers.setdefault(frames, len(self._made.frames))
             if number == len(self._made.frames):
                 self._made.frames.append(frames)

@@ -18,6 +18,7 @@
 #include "internal/pycore_code.h"
 #include "internal/pycore_interp.h"
 #if PY_VERSION_HEX < 0x030c0000
+#include "internal/pycore_gc.h"
 #include "internal/pycore_runtime.h"
 #endif
 
@@ -292,6 +293,26 @@ sb_gil_holder(PyInterpreterState *interpreter)
     return gil != NULL && _Py_atomic_load_relaxed(&gil->locked) == 1
                ? (PyThreadState *)_Py_atomic_load_relaxed(&gil->last_holder)
                : NULL;
+#endif
+}
+
+/* Call `visit` with each object the garbage collector tracks, until it answers 0. It may
+ * run no Python code, and neither make nor end an object. Holds the GIL. */
+static inline void
+sb_visit_tracked(int (*visit)(PyObject *, void *), void *argument)
+{
+#if PY_VERSION_HEX >= 0x030c0000
+    PyUnstable_GC_VisitObjects(visit, argument);
+#else
+    struct _gc_runtime_state *state = &PyInterpreterState_Get()->gc;
+    for (int i = 0; i < NUM_GENERATIONS; i++) {
+        PyGC_Head *head = &state->generations[i].head;
+        for (PyGC_Head *one = _PyGCHead_NEXT(head); one != head; one = _PyGCHead_NEXT(one)) {
+            if (!visit((PyObject *)(one + 1), argument)) {
+                return;
+            }
+        }
+    }
 #endif
 }
 

@@ -19,6 +19,7 @@
 #include "rest.h"
 #include "sampler.h"
 #include "samples.h"
+#include "search.h"
 #include "stacks.h"
 #include "timeline.h"
 #include "trace.h"
@@ -358,7 +359,7 @@ execute(PyObject *module)
                  sb_contention_init(module) < 0 ||
                  sb_locks_init(module) < 0 || sb_waits_init(module) < 0 ||
                  sb_rest_init(module) < 0 || sb_wall_init(module) < 0 ||
-                 sb_births_init(module) < 0;
+                 sb_births_init(module) < 0 || sb_search_init(module) < 0;
     return failed ? -1 : 0;
 }
 
