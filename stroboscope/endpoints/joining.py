@@ -56,8 +56,7 @@ def answer(
     `seconds` is how long the handler collects here; the others get no longer.
     """
     wanted = first(call.request.query, _WORKER) or "all"
-    is_page = "text/html" in (call.request.header("accept") or "")
-    if call.desk.members is None or (is_page and call.desk.is_worker):
+    if call.desk.members is None:
         return handler(call)
     count = Counted.of(call, path, seconds)
     if call.is_peer or wanted == str(os.getpid()):

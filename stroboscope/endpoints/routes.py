@@ -14,6 +14,7 @@ from stroboscope.endpoints import (
     stalls,
     state,
     tasks,
+    tasktypes,
     traces,
     workers,
 )
@@ -124,10 +125,12 @@ ROUTES = (
     _get(
         "/tasks",
         "trace",
-        tasks.show_tasks,
+        tasktypes.show_tasks,
         "Requests and tasks: how long, and where it went.",
-        {"seconds": "with CPU and waiting, of so many seconds from now"},
-        joined=tasks.seconds_of,
+        {
+            "seconds": "with CPU and waiting, of so many seconds from now",
+            "worker": _WORKERS["worker"],
+        },
     ),
     _get(
         "/tasks/{id}",

@@ -18,23 +18,19 @@ _LETTER = 7.2
 _SHOWN = 300
 
 
-def types_page(
-    call: Call, found: list[dict[str, Any]], missing: Iterable[str] = ()
-) -> Response:
+def types_page(call: Call, told: dict[str, Any]) -> Response:
     """Tasks by type, of every worker that answered; who is missing, and why."""
-    rows, alive, notes = [], [], [*missing]
-    for worker in found:
+    notes = [*told.get("missing", ())]
+    for worker in told.get("workers", {"": told}).values():
         recorder = worker.get("recorder")
-        if recorder is None:
-            notes.append(f"worker {worker['pid']}: nothing is recorded")
-            continue
         notes.append(
             f"worker {worker['pid']}: the last {recorder['seconds']:g} s, "
             f"{recorder['events']} events, {recorder['lost']} lost"
+            if recorder
+            else f"worker {worker['pid']}: nothing is recorded"
         )
-        rows += [_type_row(worker["pid"], one) for one in worker["types"]]
-        alive += [(one["age_s"], _live_row(call, one)) for one in worker["live"]]
-    alive.sort(key=lambda pair: -pair[0])
+    rows = [_type_row(one) for one in told["types"]]
+    alive = [_live_row(call, one) for one in told["live"]]
     said = "".join(f"<p>{escape(note)}</p>" for note in notes)
     heads = ("task", "count", "latency", "where its time went", "CPU, waiting")
     return page(
@@ -43,9 +39,7 @@ def types_page(
         "<h2>By type</h2>",
         table((*heads, "slowest"), rows) if rows else "<p>none</p>",
         "<h2>Alive</h2>",
-        table(("task", "age", "region", "where"), [row for _, row in alive])
-        if alive
-        else "<p>none</p>",
+        table(("task", "age", "region", "where"), alive) if alive else "<p>none</p>",
     )
 
 
@@ -60,7 +54,7 @@ def task_page(call: Call, tasks: list[dict[str, Any]]) -> Response:
     return page(f"{first['method']} {first['name']}", *parts)
 
 
-def _type_row(pid: int, one: dict[str, Any]) -> tuple[str, ...]:
+def _type_row(one: dict[str, Any]) -> tuple[str, ...]:
     latency = one["latency"]
     quantiles = " ".join(
         f"{name[:-3]}&nbsp;{_ms(latency[name])}"
@@ -76,9 +70,10 @@ def _type_row(pid: int, one: dict[str, Any]) -> tuple[str, ...]:
     shares.append(("unaccounted", one["unaccounted"]))
     cpu = "not known"
     if one["cpu_s"] is not None:
-        cpu = f"{_ms(one['cpu_s'] * 1e3)}, {_ms(one['waiting_s'] * 1e3)}"
+        error = _ms(one["cpu_error_s"] * 1e3)
+        cpu = f"{_ms(one['cpu_s'] * 1e3)} ± {error}, {_ms(one['waiting_s'] * 1e3)}"
     return (
-        f"<code>{escape(one['method'])} {escape(one['name'])}</code><br>{int(pid)}",
+        f"<code>{escape(one['method'])} {escape(one['name'])}</code>",
         count,
         f"{quantiles}<br>{_histogram(latency['counts'])}",
         "<br>".join(f"{share:.1%} {escape(name)}" for name, share in shares),

@@ -1,75 +1,38 @@
-"""Tasks by type, the living ones, and the timeline of one. Blocks for what it reads."""
+"""The timeline of one task, by any of its ids. Blocks for what it reads."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-import time
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from stroboscope._http.messages import HTML, JSON, PROFILE, Response, refusal
-from stroboscope._http.parameters import first, without
+from stroboscope._http.messages import JSON, PROFILE, Response, refusal
+from stroboscope._http.parameters import first
 from stroboscope.endpoints import taskpages
-from stroboscope.endpoints.call import Call, as_json
+from stroboscope.endpoints.call import Call
 from stroboscope.endpoints.evidence import Piece
 from stroboscope.endpoints.joining import HEADER, ask_all
 from stroboscope.endpoints.parts import Part
+from stroboscope.endpoints.tasktypes import for_data, is_page
 from stroboscope.errors import (
-    EngineUnavailable,
     RecordingFormatError,
-    WindowsExhausted,
 )
 from stroboscope.formats import perfetto
-from stroboscope.formats.timeline import ALIVE, OPEN_RIGHT, Task, Timeline
+from stroboscope.formats.timeline import Timeline
 from stroboscope.profiles.breath import Breath
-from stroboscope.profiles.cpu import collect_cpu
-from stroboscope.tracing import live, onetask, recorder
+from stroboscope.tracing import onetask, recorder
 from stroboscope.tracing.captures import FORMATS, encode
 from stroboscope.tracing.kept import KEPT, Wanted
-from stroboscope.tracing.statistics import BOUNDS_S, TaskType, by_type
 
-#: Living tasks that are listed, oldest first, and types; the numbers say how many more.
-LIVE_CAP = TYPES_CAP = 200
 #: Tasks of one trace that are shown.
 TASKS_CAP = 100
 #: Pieces of evidence that are read to find a task.
 EVIDENCE_CAP = 8
 _SERIAL = re.compile(r"(?:([0-9]{1,10})-)?([0-9]{1,20})", re.ASCII)
 _HEX = re.compile(r"[0-9a-f]+", re.ASCII)
-
-_NO_CPU = "not known: ask with seconds=, then CPU is sampled meanwhile"
-
-
-def seconds_of(call: Call) -> float:
-    """For how long CPU is sampled: not at all, unless it is asked for."""
-    text = first(call.request.query, "seconds") or "0"
-    try:
-        wanted = float(text)
-    except ValueError:
-        return 0.0
-    cap_s = call.desk.settings.trace_seconds_cap
-    return min(wanted, cap_s) if 0 < wanted < 1e9 else 0.0
-
-
-def show_tasks(call: Call) -> Response:
-    """Every type of task with where its time went, and the living ones."""
-    try:
-        own = _statistics(call)
-    except WindowsExhausted as error:
-        wait = (("Retry-After", str(error.retry_after_s)),)
-        return refusal(call.request, 429, "cpu profiling already in use", wait)
-    except EngineUnavailable as error:
-        return refusal(call.request, 503, str(error))
-    if not _is_page(call):
-        return as_json(own)
-    parts, failed = ask_all(_for_data(call), "/tasks")
-    found = [own, *_read(parts)]
-    missing = [f"worker {one.process}: {one.failure or one.status}" for one in failed]
-    page = taskpages.types_page(call, found, missing)
-    return _counted(page, len(found), len(failed))
 
 
 def show_task(call: Call) -> Response:
@@ -84,9 +47,7 @@ def show_task(call: Call) -> Response:
     lines = _timelines(call, wanted, Breath()) if is_here else []
     asks = not call.is_peer and not (process and is_here) and not wanted.serial
     asks = asks or (bool(process) and not is_here and not call.is_peer)
-    parts, failed = (
-        ask_all(_for_data(call), f"/tasks/{call.name}") if asks else ([], [])
-    )
+    parts, failed = ask_all(for_data(call), f"/tasks/{call.name}") if asks else ([], [])
     failed = [one for one in failed if one.status != 404]
     if not lines and not parts and not call.is_peer:
         lines = _from_evidence(call, wanted, process)
@@ -107,144 +68,12 @@ def show_task(call: Call) -> Response:
 
 def _answered(call: Call, form: str, body: bytes) -> Response:
     if not form:
-        if _is_page(call):
+        if is_page(call):
             return taskpages.task_page(call, json.loads(body)["tasks"])
         return Response(200, body + b"\n", JSON)
     kind, name = (JSON, "task.json") if form == "json" else (PROFILE, "task.pftrace")
     named = ("Content-Disposition", f'attachment; filename="{name}"')
     return Response(200, body, kind, (named,))
-
-
-def _statistics(call: Call) -> dict[str, Any]:
-    breathe = Breath()
-    seconds, from_ns, cpu = seconds_of(call), 0, None
-    if seconds:
-        from_ns = time.monotonic_ns()
-        cpu = _cpu_by_type(call, seconds)
-    block = recorder.snapshot()
-    if block is None:
-        return {"pid": os.getpid(), "recorder": None, "types": [], "live": []}
-    line = _linked(call, Timeline.read(block))
-    from_ns = max(from_ns, line.from_ns)
-    covered_s = max(line.to_ns - from_ns, 1) / 1e9
-    types = by_type(line, from_ns, breathe)
-    alive = [task for task in line.tasks() if task.flags & ALIVE]
-    elsewhere_s = None
-    if cpu is not None:
-        known = {(one.method, one.name) for one in types}
-        elsewhere_s = sum(s for key, s in cpu.items() if key not in known)
-    return {
-        "pid": os.getpid(),
-        "recorder": {
-            "from": round(line.unix_ns(from_ns) / 1e9, 3),
-            "seconds": round(covered_s, 3),
-            "events": line.events,
-            "lost": line.lost,
-            "torn": line.torn,
-        },
-        "bounds_s": BOUNDS_S,
-        "types": [
-            _described(call, line, one, covered_s, cpu) for one in types[:TYPES_CAP]
-        ],
-        "types_left_out": max(0, len(types) - TYPES_CAP),
-        "live": _living(call, line, alive[:LIVE_CAP], breathe),
-        "live_left_out": max(0, len(alive) - LIVE_CAP),
-        "cpu_of_others_s": None if elsewhere_s is None else round(elsewhere_s, 4),
-        "cpu": _NO_CPU if cpu is None else f"sampled for {seconds:g} s",
-    }
-
-
-def _described(
-    call: Call,
-    line: Timeline,
-    one: TaskType,
-    covered_s: float,
-    cpu: dict[tuple[str, str], float] | None,
-) -> dict[str, Any]:
-    total_ns = one.time_ns or 1
-    cpu_s = None if cpu is None else round(cpu.get((one.method, one.name), 0.0), 4)
-    slowest = []
-    for duration_ns, serial in sorted(one.slowest, reverse=True):
-        task = line.task(serial)
-        if task is not None:
-            told = onetask.reference(line, task)
-            told["url"] = f"{call.mount}/tasks/{told['id']}"
-            slowest.append({**told, "duration_ms": round(duration_ns / 1e6, 3)})
-    names = ("p50_ms", "p90_ms", "p99_ms", "max_ms")
-    found = one.quantiles_ns(0.5, 0.9, 0.99, 1.0)
-    return {
-        "name": one.name,
-        "method": one.method,
-        "alive": one.alive,
-        "ended": one.ended,
-        "cut": one.cut,
-        "errors": one.errors,
-        "per_second": round(one.ended / covered_s, 3),
-        "latency": {
-            "counts": one.histogram(),
-            **{n: round(ns / 1e6, 3) for n, ns in zip(names, found, strict=False)},
-        },
-        "time_s": round(one.time_ns / 1e9, 6),
-        "regions": [
-            {
-                "name": name,
-                "count": region.count,
-                "failed": region.failed,
-                "share": round(region.time_ns / total_ns, 4),
-            }
-            for name, region in sorted(
-                one.regions.items(), key=lambda pair: -pair[1].time_ns
-            )
-        ],
-        "unaccounted": round(one.unaccounted_ns / total_ns, 4),
-        "cpu_s": cpu_s,
-        "waiting_s": None
-        if cpu_s is None
-        else round(max(0.0, one.time_ns / 1e9 - cpu_s), 4),
-        "slowest": slowest,
-    }
-
-
-def _living(
-    call: Call, line: Timeline, alive: list[Task], breathe: Breath
-) -> list[dict[str, Any]]:
-    stacks = live.stacks_of({t.serial for t in alive}, call.desk.loops(), breathe)
-    found = []
-    for task in alive:
-        inner = [s for s in line.spans_of(task) if s.flags & OPEN_RIGHT]
-        told = onetask.reference(line, task)
-        told |= {
-            "url": f"{call.mount}/tasks/{told['id']}",
-            "age_s": round((line.to_ns - task.begin_ns) / 1e9, 3),
-            "region": line.name(inner[-1].name) if inner else "",
-            "region_age_s": round((line.to_ns - inner[-1].begin_ns) / 1e9, 3)
-            if inner
-            else None,
-            "stacks": stacks.get(task.serial, []),
-        }
-        found.append(told)
-    return found
-
-
-def _cpu_by_type(call: Call, seconds: float) -> dict[tuple[str, str], float]:
-    """CPU seconds by method and name of a request's task, by the labels of samples."""
-    desk = call.desk
-    profile = collect_cpu(
-        seconds,
-        lambda window: call.request.cancellation.on_cancel(window.cancel),
-        hz=desk.knobs.get("cpu_hz"),
-        windows=desk.settings.windows,
-        each=desk.governor.look,
-    )
-    prefix = desk.settings.label_prefix
-    found: dict[tuple[str, str], float] = {}
-    for sample in profile.samples:
-        labels = dict(sample.labels)
-        endpoint = labels.get(prefix + "endpoint")
-        name = "" if endpoint is None else f"http:{endpoint}"
-        key = labels.get(prefix + "method", ""), name
-        found[key] = found.get(key, 0.0) + sample.values[1] / 1e9
-    return found
 
 
 def _wanted(name: str) -> tuple[Wanted | None, int]:
@@ -335,19 +164,6 @@ def _encoded(lines: list[Timeline], parts: list[Part], form: str) -> bytes:
 
 def _read(parts: Iterable[Part]) -> list[dict[str, Any]]:
     return [json.loads(part.body) for part in parts if part.content_type == JSON]
-
-
-def _is_page(call: Call) -> bool:
-    return HTML.partition(";")[0] in (call.request.header("accept") or "")
-
-
-def _for_data(call: Call) -> Call:
-    """The same call of somebody who wants JSON, as it is known now."""
-    others = [pair for pair in call.request.headers if pair[0].lower() != "accept"]
-    headers = (*others, ("accept", JSON))
-    query = without(call.request.query, ("seconds",))
-    asked = replace(call.request, headers=headers, query=query)
-    return replace(call, request=asked)
 
 
 def _counted(answer: Response, good: int, failed: int) -> Response:

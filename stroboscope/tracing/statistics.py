@@ -31,6 +31,8 @@ BOUNDS_S = (
 SLOWEST = 5
 #: From here on a status is the service's own error; 1 is a task that raised.
 _ERROR, RAISED = 500, 1
+#: After whatever any clock says.
+FOR_EVER_NS = 1 << 63
 
 
 @dataclass(slots=True)
@@ -80,30 +82,36 @@ class TaskType:
 def by_type(
     timeline: Timeline,
     from_ns: int = 0,
+    to_ns: int = FOR_EVER_NS,
     breathe: Callable[[], object] = lambda: None,
 ) -> list[TaskType]:
     """Every type of task, those with most time first.
 
-    Counts what happened from `from_ns` on, of CLOCK_MONOTONIC: tasks that ended or lived
-    then, with their time since then.
+    Counts what happened between two moments of CLOCK_MONOTONIC: tasks that ended or
+    lived then, with their time between them.
     """
     types: dict[tuple[int, int], TaskType] = {}
     for task in timeline.tasks():
-        if task.end_ns < from_ns:
+        if task.end_ns < from_ns or task.begin_ns > to_ns:
             continue
         key = task.name, task.kind
         found = types.get(key)
         if found is None:
             name = timeline.name(task.name) or "(not known yet)"
             found = types[key] = TaskType(name, timeline.name(task.kind))
-        _add(found, timeline, task, max(from_ns, task.begin_ns))
+        _add(found, timeline, task, max(from_ns, task.begin_ns), to_ns)
         breathe()
     return sorted(types.values(), key=lambda one: -one.time_ns)
 
 
-def _add(found: TaskType, timeline: Timeline, task: Task, begin_ns: int) -> None:
-    found.time_ns += task.end_ns - begin_ns
-    if task.flags & OPEN_RIGHT:
+def _add(
+    found: TaskType, timeline: Timeline, task: Task, begin_ns: int, to_ns: int
+) -> None:
+    end_ns = min(task.end_ns, to_ns)
+    found.time_ns += end_ns - begin_ns
+    if task.end_ns > to_ns:
+        found.alive += 1  # it ended later, or lives on
+    elif task.flags & OPEN_RIGHT:
         found.alive += bool(task.flags & ALIVE)
     else:
         found.ended += 1
@@ -119,9 +127,9 @@ def _add(found: TaskType, timeline: Timeline, task: Task, begin_ns: int) -> None
     spans = list(timeline.spans_of(task))
     for span in spans:
         region = found.regions.setdefault(timeline.name(span.name), InRegion())
-        region.count += span.end_ns >= begin_ns
+        region.count += begin_ns <= span.end_ns and span.begin_ns <= end_ns
         region.failed += bool(span.flags & FAILED)
-    for number, time_ns in divided(spans, begin_ns, task.end_ns):
+    for number, time_ns in divided(spans, begin_ns, end_ns):
         if number is None:
             found.unaccounted_ns += time_ns
         else:

@@ -1,5 +1,6 @@
 """Where the time of tasks went, from recordings whose truth is known."""
 
+import time
 from collections import Counter
 
 from hypothesis import given
@@ -104,3 +105,26 @@ def test_a_duration_is_in_the_bucket_that_bounds_it() -> None:
     assert len(counts) == len(BOUNDS_S) + 1
     assert (counts[0], counts[1], counts[-1]) == (1, 1, 1)
     assert one.quantiles_ns(0.0, 1.0) == [1_000_000, int(1e12)]
+
+
+def test_only_what_is_between_two_moments_is_charged(flight: Recorder) -> None:
+    """A task that reaches over both has the time between; one that ended later lives."""
+    with strobe.task("before"), strobe.region("load"):
+        pass
+    with strobe.task("over"), strobe.region("load"):
+        from_ns = time.monotonic_ns()
+        with strobe.task("within"):
+            pass
+        to_ns = time.monotonic_ns()
+    with strobe.task("after"):
+        pass
+    block = flight.snapshot()
+    assert block is not None
+
+    types = {one.name: one for one in by_type(Timeline.read(block), from_ns, to_ns)}
+
+    assert types.keys() == {"over", "within"}
+    over = types["over"]
+    assert (over.alive, over.ended, over.time_ns) == (1, 0, to_ns - from_ns)
+    assert over.regions["load"].time_ns == to_ns - from_ns
+    assert (types["within"].alive, types["within"].ended) == (0, 1)
