@@ -12,13 +12,17 @@ import contextlib
 import os
 import re
 import sys
+import time
 
+from stroboscope._core import engine
 from stroboscope.errors import FolderError
 from stroboscope.workers.folder import Folder
 
 _OF_PROCESS = re.compile(r"([1-9][0-9]{0,9})\.[a-z]+")
 _ALIVE, _SOCKET = ".alive", ".sock"
 _BACKLOG = 64
+#: A lock that is still held after so long is another process's for good.
+_LOOKED_AT_S, _STEP_S = 0.2, 0.005
 
 
 class Members:
@@ -44,7 +48,7 @@ class Members:
             raise FolderError("this system does not say who is at a socket's other end")
         self._release()
         self._process = process = os.getpid()
-        self._lock = self.folder.lock(f"{process}{_ALIVE}")
+        self._lock = self._locked(f"{process}{_ALIVE}")
         if self._lock is None:
             raise FolderError(
                 f"{self.folder.path}: another process {process} is here; "
@@ -105,6 +109,15 @@ class Members:
                 connection.close()
                 raise
         return connection
+
+    def _locked(self, name: str) -> int | None:
+        # Who looks whether its holder lives holds it for a moment, too.
+        ends_s = time.monotonic() + _LOOKED_AT_S
+        while (held := self.folder.lock(name)) is None:
+            if time.monotonic() > ends_s:
+                return None
+            engine.sleep(_STEP_S)
+        return held
 
     def _bind(self, name: str) -> _socket.socket:
         with self.folder.opened() as folder:

@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,20 @@ def test_h28_a_number_in_use_is_not_taken_over(tmp_path: Path) -> None:
     first.leave()
     second.enter().close()
     second.leave()
+
+
+def test_who_looks_whether_a_worker_lives_does_not_keep_it_out(tmp_path: Path) -> None:
+    """A look holds its lock for a moment: it comes in, and nothing is said."""
+    one = members(tmp_path)
+    looking = one.folder.lock(f"{os.getpid()}.alive")
+    assert looking is not None
+    threading.Timer(0.05, os.close, (looking,)).start()
+
+    listening = one.enter()
+
+    assert one.processes() == [os.getpid()]
+    listening.close()
+    one.leave()
 
 
 def test_a_socket_of_an_earlier_process_of_the_same_number_is_replaced(
