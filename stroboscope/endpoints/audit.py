@@ -10,25 +10,36 @@ thread of ours writes them.
 
 from __future__ import annotations
 
+import json
 import logging
+import re
 import threading
 import time
 from collections import deque
+from collections.abc import Container
 from dataclasses import dataclass, field
 from typing import Any
 
 from stroboscope._core import engine
 from stroboscope._http.messages import Request, Response
-from stroboscope._http.parameters import firsts, is_too_long
+from stroboscope._http.parameters import every, firsts, is_too_long
 from stroboscope.endpoints import otel
+from stroboscope.formats.filters import OPTIONS
 
 LOGGER = "stroboscope.audit"
 _log = logging.getLogger(LOGGER)
 #: Records that wait for the writer; more are dropped and counted.
 WAITING_CAP = 1024
 #: Query parameters that may be logged, and how much of a value.
-_LOGGED = ("seconds", "debug", "gc", "format", "worker", "preset")
+_LOGGED = (
+    *("seconds", "debug", "gc", "forensic", "native", "min_age", "by"),
+    *("worker", "merge", "format", "base", "top", "sort", "sample_index"),
+)
 _TEXT_CAP = 64
+#: What may be a token or a key, pasted where it does not belong.
+_OPAQUE = re.compile(
+    r"(?=[\w+/=-]*[0-9])(?=[\w+/=-]*[A-Za-z])[\w+/=-]{20,}|[\w+/=-]{40,}", re.ASCII
+)
 #: The writer ends after this long without work, so that an idle process has none.
 _IDLE_S = 1.0
 
@@ -52,6 +63,7 @@ class Entry:
     bytes: int = 0
     clamped: str = ""
     duration_ms: float = 0.0
+    told: dict[str, str] = field(default_factory=dict)
     span: Any = field(default_factory=otel.current_span, repr=False)
 
     @classmethod
@@ -61,11 +73,24 @@ class Entry:
         query = "" if is_too_long(request.query) else request.query
         return cls(number, method[:10], "", _clean(request.peer), query)
 
+    def tell(self, text: str, names: Container[str]) -> None:
+        """Take these members of a JSON body for parameters."""
+        try:
+            found = json.loads(text)
+        except (ValueError, RecursionError):
+            return
+        if isinstance(found, dict):
+            told = {name: value for name, value in found.items() if name in names}
+            self.told = {name: _clean(_plain(value)) for name, value in told.items()}
+
     @property
     def parameters(self) -> dict[str, str]:
-        """Those that may be logged."""
+        """Those that may be logged; of an option given several times all values."""
         logged = firsts(self.query, _LOGGED)
-        return {name: _clean(value) for name, value in logged.items()}
+        for name in OPTIONS:
+            if values := every(self.query, name):
+                logged[name] = "&".join(values)
+        return {name: _clean(value) for name, value in logged.items()} | self.told
 
     def complete(self, response: Response) -> None:
         """Add how it ended, and tell the request's span."""
@@ -158,7 +183,12 @@ class Audit:
             self.dropped += 1
 
 
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+
+
 def _clean(text: str) -> str:
     """At most 64 printable characters without blanks, so that no line is forged."""
-    kept = "".join(c if c.isprintable() and not c.isspace() else "?" for c in text)
+    safe = _OPAQUE.sub("(hidden)", text)
+    kept = "".join(c if c.isprintable() and not c.isspace() else "?" for c in safe)
     return kept[:_TEXT_CAP]

@@ -29,6 +29,8 @@ class Call:
     is_peer: bool = False
     #: When a capture begins, on CLOCK_MONOTONIC, in all workers at once; 0 for now.
     start_ns: int = 0
+    #: The content type to answer in, where there is a choice.
+    kind: str = ""
 
     def until_start(self) -> None:
         """Block until a capture shall begin, or its client is gone."""
@@ -66,6 +68,9 @@ class Action:
     of_one: Callable[[Call], float] | None = None
     #: Whether it answers a profile, of which any part may be asked for.
     is_sliced: bool = False
+    #: The content types it can answer in, the usual one first; empty where `Accept`
+    #: changes nothing, as at Go's URLs.
+    kinds: tuple[str, ...] = ()
 
     @property
     def is_capture(self) -> bool:

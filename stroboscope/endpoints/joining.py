@@ -14,7 +14,7 @@ from dataclasses import replace
 from functools import partial
 from urllib.parse import parse_qsl, urlencode
 
-from stroboscope._http.messages import PROFILE, Request, Response, refusal
+from stroboscope._http.messages import HTML, PROFILE, Request, Response, refusal
 from stroboscope._http.parameters import first
 from stroboscope.endpoints.call import Call
 from stroboscope.endpoints.captures import HEADER as CAPTURE
@@ -56,7 +56,8 @@ def answer(
     `seconds` is how long the handler collects here; the others get no longer.
     """
     wanted = first(call.request.query, _WORKER) or "all"
-    if call.desk.members is None:
+    is_page = call.kind == HTML
+    if call.desk.members is None or (is_page and call.desk.is_worker):
         return handler(call)
     count = Counted.of(call, path, seconds)
     if call.is_peer or wanted == str(os.getpid()):
@@ -65,7 +66,7 @@ def answer(
         return _forwarded(call, path, wanted, seconds)
     if seconds:
         return _whole(call, path, count, handler, seconds)
-    asked = (path, call.request.query, call.request.header("accept"), call.grant.scopes)
+    asked = (path, call.request.query, call.kind, call.grant.scopes)
     return call.desk.flights.share(
         asked,
         lambda: _whole(call, path, count, handler, 0.0),

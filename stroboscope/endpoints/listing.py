@@ -18,7 +18,7 @@ def list_captures(call: Call) -> Response:
     """
     adopt_dead(call.desk)
     seen = exhibits.kept_here(call)
-    if HTML.partition(";")[0] not in (call.request.header("accept") or ""):
+    if call.kind != HTML:
         return as_json([described(one, call) for one in seen])
     return pages.page("captures", pages.captures_table(seen, call.mount))
 

@@ -53,7 +53,7 @@ def show(call: Call) -> Response:
 
 
 def _answer(call: Call, found: list[NativeStack]) -> Response:
-    if JSON in (call.request.header("accept") or ""):
+    if call.kind == JSON:
         return as_json([_described(one) for one in found])
     lines = []
     for one in found:

@@ -44,7 +44,7 @@ def index(call: Call) -> Response:
     desk, info = call.desk, engine.info()
     held = desk.leases.current()
     knobs = desk.knobs.describe()
-    if JSON in (call.request.header("accept") or ""):
+    if call.kind == JSON:
         return as_json(
             {
                 "engine": info.kind,
@@ -155,6 +155,7 @@ _STATUSES = {
     403: "the scope is missing, or another site asks",
     404: "unknown, or switched off",
     405: "another method; see Allow",
+    406: "Accept names no form there is",
     408: "the client was too slow",
     409: "settings changed meanwhile",
     413: "the body is too large",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
+from stroboscope._http.messages import HTML, JSON, TEXT
 from stroboscope.endpoints import (
     listing,
     pages,
@@ -33,6 +34,8 @@ _DELTA = {
 }
 _AGE = {"min_age": "only what is known to be so many seconds old"}
 _GC = {"gc": "1: collect first, once in 10 s"}
+#: What else than its one form an endpoint answers in, the usual one first.
+_DATA, _TOLD, _SHOWN, _LISTED = (JSON,), (TEXT, JSON), (HTML, JSON), (JSON, HTML)
 _MORE = {"allocs": _GC, "goroutine": _AGE, "heap": _GC}
 
 
@@ -50,6 +53,7 @@ def _get(
     joined: Callable[[Call], float] | None = None,
     of_one: Callable[[Call], float] | None = None,
     is_sliced: bool = False,
+    kinds: tuple[str, ...] = (),
     **other: Action,
 ) -> Route:
     """A route with a GET; a path that ends in a slash is served without it, too."""
@@ -67,12 +71,13 @@ def _get(
         joined=joined,
         of_one=of_one,
         is_sliced=is_sliced,
+        kinds=kinds,
     )
     return Route(paths, {"GET": got, **other})
 
 
 ROUTES = (
-    _get("/", "metrics", pages.index, "This page; JSON with Accept."),
+    _get("/", "metrics", pages.index, "This page; JSON with Accept.", kinds=_SHOWN),
     _get("/pprof/", "profile", pages.pprof_index, "Profiles, as Go lists them."),
     _get(
         "/pprof/profile",
@@ -131,6 +136,7 @@ ROUTES = (
             "seconds": "with CPU and waiting, of so many seconds from now",
             "worker": _WORKERS["worker"],
         },
+        kinds=_LISTED,
     ),
     _get(
         "/tasks/{id}",
@@ -138,6 +144,7 @@ ROUTES = (
         tasks.show_task,
         "The timeline of one, by trace id, span id or number.",
         {"format": "perfetto, or json for Chrome's form; a page or JSON without"},
+        kinds=_LISTED,
     ),
     _get(
         "/pprof/trace",
@@ -167,6 +174,7 @@ ROUTES = (
         listing.list_captures,
         "Profiles kept here.",
         joined=_at_once,
+        kinds=_LISTED,
     ),
     _get(
         "/captures/{id}",
@@ -174,7 +182,9 @@ ROUTES = (
         listing.give,
         "One of them, as it was answered, or a part of it.",
         is_sliced=True,
-        DELETE=Action("profile", listing.drop, "Forget one of your own.", {}),
+        DELETE=Action(
+            "profile", listing.drop, "Forget one of your own.", {}, kinds=_DATA
+        ),
     ),
     _get(
         "/stacks",
@@ -183,22 +193,39 @@ ROUTES = (
         "Every thread and task now.",
         {**_AGE, "native": "1 (admin): with C frames, from py-spy; stops the process"},
         joined=_at_once,
+        kinds=_TOLD,
     ),
     *(
-        _get(path, scope, handler, description, joined=_at_once)
-        for path, scope, handler, description in (
-            ("/stalls", "profile", stalls.show_stalls, "What blocked loops, threads."),
-            ("/labels", "metrics", state.labels, "Label sets, what caps refused."),
-            ("/metrics", "metrics", state.metrics, "Our counters, for Prometheus."),
+        _get(path, scope, handler, description, joined=_at_once, kinds=kinds)
+        for path, scope, handler, description, kinds in (
+            (
+                *("/stalls", "profile", stalls.show_stalls),
+                *("What blocked loops, threads.", _TOLD),
+            ),
+            (
+                *("/labels", "metrics", state.labels),
+                *("Label sets, what caps refused.", _DATA),
+            ),
+            (
+                *("/metrics", "metrics", state.metrics),
+                *("Our counters, for Prometheus.", ()),
+            ),
         )
     ),
-    _get("/workers", "metrics", workers.show_workers, "The workers of this service."),
+    _get(
+        "/workers",
+        "metrics",
+        workers.show_workers,
+        "The workers of this service.",
+        kinds=_DATA,
+    ),
     _get(
         "/targets",
         "metrics",
         workers.targets,
         "Where to scrape, as Prometheus' HTTP service discovery wants it.",
         {"by": "worker: a target for each, instead of one for all"},
+        kinds=_DATA,
     ),
     _get(
         "/gc",
@@ -206,12 +233,14 @@ ROUTES = (
         state.gc_statistics,
         "The garbage collector's counts.",
         joined=_at_once,
+        kinds=_DATA,
         POST=Action(
             "admin",
             state.gc_collect,
             "Collect now, once in 10 s.",
             _ONE,
             of_one=_at_once,
+            kinds=_DATA,
         ),
     ),
     _get(
@@ -220,6 +249,7 @@ ROUTES = (
         state.settings,
         "Knobs, their baselines and presets.",
         of_one=_at_once,
+        kinds=_DATA,
         PUT=Action(
             "admin",
             state.change_settings,
@@ -230,6 +260,7 @@ ROUTES = (
             },
             "json",
             of_one=_at_once,
+            kinds=_DATA,
         ),
     ),
     _get(
@@ -238,8 +269,15 @@ ROUTES = (
         state.selfcheck,
         "The doctor's report.",
         joined=_at_once,
+        kinds=_DATA,
     ),
-    _get("/openapi.json", "admin", pages.openapi, "This surface, described."),
+    _get(
+        "/openapi.json",
+        "admin",
+        pages.openapi,
+        "This surface, described.",
+        kinds=_DATA,
+    ),
     Route(
         ("/share",),
         {
@@ -254,6 +292,7 @@ ROUTES = (
                 },
                 "json",
                 of_one=sharing.share_s,
+                kinds=_DATA,
             )
         },
     ),
@@ -266,6 +305,7 @@ ROUTES = (
                 "Refuse a token or link by id, or all until now.",
                 {"id": "of a token or link", "before": "now"},
                 "json",
+                kinds=_DATA,
             )
         },
     ),

@@ -21,7 +21,7 @@ _SHOWN = 12
 def show_stalls(call: Call) -> Response:
     """The last stalls, newest first: text, or JSON on request."""
     found = WATCH.book.stalls()
-    if JSON in (call.request.header("accept") or ""):
+    if call.kind == JSON:
         return as_json([as_plain(stall) for stall in found])
     state = "watching" if WATCH.is_on else "not watching"
     lines = [f"stalls: {len(found)}, {state} {WATCH.failure}".rstrip(), ""]

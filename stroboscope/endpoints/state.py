@@ -56,7 +56,7 @@ def show_stacks(call: Call) -> Response:
     except ValueError as error:
         return refusal(call.request, 400, str(error))
     breathe = Breath()
-    if JSON in (call.request.header("accept") or ""):
+    if call.kind == JSON:
         rows = []
         for stack in found:
             rows.append(json.dumps(_shown(stack)))

@@ -18,11 +18,11 @@ from functools import partial
 
 from stroboscope._clock import SYSTEM, Clock
 from stroboscope._http import asgi, wsgi
+from stroboscope._http.accepting import choose
 from stroboscope._http.asgi import never
 from stroboscope._http.messages import (
     BODY_CAP,
     JSON,
-    BodyTooLarge,
     Request,
     Response,
     refusal,
@@ -31,7 +31,7 @@ from stroboscope._http.parameters import first, is_too_long
 from stroboscope._http.pool import Pool
 from stroboscope._types import Environ, Receive, Scope, Send, StartResponse
 from stroboscope.auth.tokens import Grant
-from stroboscope.endpoints import joining, sharing, slicing
+from stroboscope.endpoints import joining, refusing, sharing, slicing
 from stroboscope.endpoints.audit import Entry
 from stroboscope.endpoints.call import Action, Call
 from stroboscope.endpoints.desk import Desk, Shown, Tracer
@@ -39,21 +39,11 @@ from stroboscope.endpoints.doors import Doors
 from stroboscope.endpoints.gate import SHARE_PATH, Admission
 from stroboscope.endpoints.links import shareable
 from stroboscope.endpoints.routes import find
-from stroboscope.errors import (
-    BadHost,
-    CrossSite,
-    Forbidden,
-    Throttled,
-    Unauthenticated,
-)
+from stroboscope.errors import Forbidden
 from stroboscope.settings import Settings
 from stroboscope.stalls import WATCH
 
 _log = logging.getLogger("stroboscope")
-_CHALLENGE = (
-    ("WWW-Authenticate", 'Bearer realm="stroboscope"'),
-    ("WWW-Authenticate", 'Basic realm="stroboscope"'),
-)
 
 
 @dataclass(slots=True)
@@ -64,6 +54,8 @@ class _Admitted:
     admission: Admission
     action: Action
     entry: Entry
+    #: What is answered instead, once the slow part of the decision has let it through.
+    refused: Response | None = None
 
 
 class Surface:
@@ -183,7 +175,7 @@ class Surface:
             try:
                 admitted.request = replace(request, body=await read_body())
             except Exception as error:  # the server's stream may raise anything
-                return self._refused(admitted.entry, _unread(request, error))
+                return self._refused(admitted.entry, refusing.of_body(request, error))
         answer = await asgi.run(
             self._pool,
             admitted.request,
@@ -191,7 +183,7 @@ class Surface:
             self._job(admitted),
             is_capture=admitted.action.is_capture,
         )
-        return answer or self._refused(admitted.entry, _busy(request))
+        return answer or self._refused(admitted.entry, refusing.busy(request))
 
     def answer(
         self,
@@ -212,7 +204,7 @@ class Surface:
             try:
                 admitted.request = replace(request, body=read_body())
             except Exception as error:  # the server's stream may raise anything
-                return self._refused(admitted.entry, _unread(request, error))
+                return self._refused(admitted.entry, refusing.of_body(request, error))
         job, is_capture = self._job(admitted), admitted.action.is_capture
         if pool is not None and not is_capture:
             # A thread of ours: another, and waiting for it, would each have to win the
@@ -227,7 +219,7 @@ class Surface:
                 sleep,
                 is_capture=is_capture,
             )
-        return answer or self._refused(admitted.entry, _busy(request))
+        return answer or self._refused(admitted.entry, refusing.busy(request))
 
     def _answer_at_door(
         self,
@@ -250,7 +242,9 @@ class Surface:
             entry.token_id = admission.grant.token_id
             found = self._found(request, path, admission, entry)
             if isinstance(found, Response):
-                return self._refused(entry, found)
+                if admission.pending is None:
+                    return self._refused(entry, found)
+                return _Admitted(request, admission, _NOTHING, entry, found)
             if admission.pending is None and admission.share is None:
                 _require(found, admission.grant)
             return _Admitted(request, admission, found, entry)
@@ -282,6 +276,9 @@ class Surface:
         kind = (request.header("content-type") or "").partition(";")[0].strip().lower()
         if action.body == "json" and kind != JSON:
             return refusal(request, 415, "the body has to be application/json")
+        if _kind(request, action) is None:
+            kinds = ", ".join(one.partition(";")[0] for one in action.kinds)
+            return refusal(request, 406, f"this answers {kinds}")
         return action
 
     def _job(self, admitted: _Admitted) -> Callable[[], Response]:
@@ -305,7 +302,15 @@ class Surface:
             grant = admitted.admission.grant
             if admitted.admission.pending is not None:
                 grant = admitted.admission.pending()
+                if admitted.refused is not None:
+                    return admitted.refused
                 _require(admitted.action, grant)
+            if admitted.action.body == "json":
+                known = (knob.name for knob in self.desk.knobs)
+                entry.tell(
+                    request.body.decode("utf-8", "replace"),
+                    {*admitted.action.parameters, *known},
+                )
             self.desk.audit.begin(entry)
             self.desk.watch_knobs()
             _, name = find(request.path[len(self._exact) :])
@@ -313,7 +318,8 @@ class Surface:
             is_alone = first(request.query, "worker") is not None
             is_peer = admitted.admission.is_peer and not is_alone
             start_ns = joining.start_of(request) if is_peer else 0
-            call = Call(request, grant, self.desk, name, is_peer, start_ns)
+            kind = _kind(request, admitted.action) or ""
+            call = Call(request, grant, self.desk, name, is_peer, start_ns, kind)
             if admitted.admission.share is not None:
                 return sharing.opened(call, admitted.admission.share)
             return _handled(call, entry.endpoint, admitted.action)
@@ -330,24 +336,17 @@ class Surface:
             return refusal(call.request, 404, "the artefact is gone")
         request = replace(call.request, query=query, path=self._exact + path)
         grant = replace(call.grant, scopes=call.grant.scopes | {action.scope})
-        inside = replace(call, request=request, grant=grant, name=name)
+        kind = _kind(request, action) or ""
+        inside = replace(call, request=request, grant=grant, name=name, kind=kind)
         return _handled(inside, route.paths[0], action)
 
     def _refusal(
         self, request: Request, entry: Entry, error: BaseException
     ) -> Response:
-        entry.cause = str(error)[:100] if isinstance(error, _EXPECTED) else "failure"
-        if isinstance(error, Throttled):
-            wait = (("Retry-After", str(error.retry_after_s)),)
-            return refusal(request, 429, str(error), wait)
-        if isinstance(error, Unauthenticated):
-            return refusal(request, 401, "unauthorized", _CHALLENGE)
-        if isinstance(error, Forbidden):
-            return refusal(request, 403, "insufficient_scope")
-        if isinstance(error, BadHost):
-            return refusal(request, 400, "Invalid host header")
-        if isinstance(error, CrossSite):
-            return refusal(request, 403, "cross-site request")
+        found = refusing.of_caller(request, error)
+        entry.cause = "failure" if found is None else str(error)[:100]
+        if found is not None:
+            return found
         try:
             _log.error("stroboscope: internal error (%s)", entry.id, exc_info=error)
         except Exception:  # the user's log filters are not ours
@@ -364,7 +363,11 @@ class Surface:
         self.desk.answered[entry.endpoint, entry.status] += 1
 
 
-_EXPECTED = (BadHost, CrossSite, Forbidden, Throttled, Unauthenticated)
+def _nothing(call: Call) -> Response:
+    return refusal(call.request, 404, "Unknown")
+
+
+_NOTHING = Action("", _nothing, "", {})
 
 
 def _handled(call: Call, path: str, action: Action) -> Response:
@@ -378,19 +381,13 @@ def _handled(call: Call, path: str, action: Action) -> Response:
     return slicing.answer(call, whole) if action.is_sliced else whole(call)
 
 
+def _kind(request: Request, action: Action) -> str | None:
+    """The content type to answer in; None for one that no form of it satisfies."""
+    if not action.kinds or first(request.query, "format"):
+        return ""
+    return choose(request, action.kinds)
+
+
 def _require(action: Action, grant: Grant) -> None:
     if not {action.scope, "admin"} & grant.scopes:
         raise Forbidden(f"needs {action.scope}")
-
-
-def _unread(request: Request, error: Exception) -> Response:
-    if isinstance(error, BodyTooLarge):
-        return refusal(request, 413, "body too large")
-    if isinstance(error, TimeoutError):
-        return refusal(request, 408, "the body took too long")
-    return refusal(request, 400, "the body cannot be read")
-
-
-def _busy(request: Request) -> Response:
-    wait = (("Retry-After", "1"),)
-    return refusal(request, 429, "too many requests to the debug surface", wait)

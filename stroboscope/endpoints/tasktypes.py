@@ -73,14 +73,14 @@ def show_tasks(call: Call) -> Response:
 
 def is_page(call: Call) -> bool:
     """Whether a browser asks."""
-    return HTML.partition(";")[0] in (call.request.header("accept") or "")
+    return call.kind == HTML
 
 
 def for_data(call: Call) -> Call:
     """The same call of somebody who wants JSON."""
     others = [pair for pair in call.request.headers if pair[0].lower() != "accept"]
     headers = (*others, ("accept", JSON))
-    return replace(call, request=replace(call.request, headers=headers))
+    return replace(call, request=replace(call.request, headers=headers), kind=JSON)
 
 
 def _own(call: Call) -> Response:

@@ -24,7 +24,7 @@ def part_of(call: Call, process: int, failure: str) -> Part:
     """Its last samples as `/debug/stacks` would show its stacks."""
     members = call.desk.members
     found = _newest(left_by(members.folder, process)) if members is not None else []
-    if JSON in (call.request.header("accept") or ""):
+    if call.kind == JSON:
         body = json.dumps([_plain(one) for one in found], indent=1)
         return Part(process, body.encode(), JSON)
     if not found:

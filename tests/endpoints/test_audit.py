@@ -1,8 +1,11 @@
 """Each request leaves one record, to the log and to OpenTelemetry."""
 
+import json
 import logging
 import time
+from dataclasses import replace
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 from asking import (
@@ -15,7 +18,10 @@ from asking import (
 )
 
 from stroboscope._http.messages import Request
-from stroboscope.endpoints import Surface, otel
+from stroboscope.endpoints import Surface, otel, slicing
+from stroboscope.endpoints.audit import Entry
+from stroboscope.endpoints.call import Route
+from stroboscope.endpoints.routes import ROUTES
 
 
 def test_h44_each_request_leaves_a_record(caplog: pytest.LogCaptureFixture) -> None:
@@ -48,6 +54,103 @@ def test_h44_each_request_leaves_a_record(caplog: pytest.LogCaptureFixture) -> N
     assert (refused["status"], refused["event"]) == (401, "end")
     for secret in (text, "hunter2", "bad.token", KEY):
         assert secret not in caplog.text
+
+
+def records(caplog: pytest.LogCaptureFixture, peer: str) -> list[dict[str, Any]]:
+    found: list[Any] = [getattr(r, "audit", {}) for r in caplog.records]
+    return [one for one in found if one.get("peer") == peer]
+
+
+def test_h44_the_record_names_the_slice(caplog: pytest.LogCaptureFixture) -> None:
+    """Every parameter of the table, bounded, on one line; nothing else of the query."""
+    peer = "198.51.100.45"
+    wanted = {name: f"{name}\n\x1b[2J=" + "x y" * 40 for name in slicing.PARAMETERS}
+    wanted |= {"tagfocus": "tenant=T17", "x": "hunter2", "min_age": "5"}
+    query = urlencode({**wanted, "seconds": "1"}) + "&tagfocus=method=GET&seconds=2"
+    asked = authorised("/debug/pprof/goroutine", token("profile"))
+    with caplog.at_level(logging.INFO, "stroboscope.audit"):
+        answer = Surface(SETTINGS).answer(replace(asked, query=query, peer=peer))
+
+    ended = records(caplog, peer)[-1]
+    told = ended["parameters"]
+    assert answer.status == 400
+    assert set(told) == set(wanted) - {"x"} | {"seconds"}
+    assert told["tagfocus"] == "tenant=T17&method=GET"
+    assert told["seconds"] == "1"
+    assert told["focus"].startswith("focus??[2J=x?yx?y")
+    assert {len(value) <= 64 and value.isprintable() for value in told.values()}
+    assert "hunter2" not in caplog.text
+    assert "\x1b" not in caplog.text
+
+
+@pytest.mark.parametrize("route", ROUTES, ids=lambda route: str(route.paths[0]))
+def test_h44_every_parameter_there_is_is_told(route: Route) -> None:
+    """Whoever adds one to the table has it in the record."""
+    for action in route.actions.values():
+        query = urlencode(dict.fromkeys(action.parameters, "v"))
+        entry = Entry.of(replace(authorised("/debug/", ""), query=query), "1")
+        if action.body == "json":
+            entry = Entry.of(authorised("/debug/", ""), "1")
+            entry.tell(
+                json.dumps(dict.fromkeys(action.parameters, "v")), action.parameters
+            )
+
+        assert set(entry.parameters) == set(action.parameters)
+
+
+def test_h44_a_secret_in_the_wrong_place_is_hidden(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A token or key pasted into a parameter or a body."""
+    peer, text = "198.51.100.46", token("profile")
+    asked = authorised("/debug/pprof/goroutine", token("profile"))
+    revoking = authorised("/debug/revoke", token("admin"), "POST")
+    form = (*revoking.headers, ("content-type", "application/json"))
+    surface = Surface(SETTINGS)
+    with caplog.at_level(logging.INFO, "stroboscope.audit"):
+        for name in ("focus", "format", "seconds"):
+            query = urlencode({name: f"a{text}", "sort": KEY})
+            surface.answer(replace(asked, query=query, peer=peer))
+        body = json.dumps({"id": text, "before": KEY}).encode()
+        surface.answer(replace(revoking, headers=form, peer=peer), None, lambda: body)
+
+    told = [one["parameters"] for one in records(caplog, peer) if one["event"] == "end"]
+    assert len(told) == 4
+    assert {name: value.strip(".") for name, value in told[3].items()} == {
+        "id": "(hidden).(hidden)",
+        "before": "(hidden)",
+    }
+    for secret in (text, text[-20:], KEY, KEY[:20]):
+        assert secret not in caplog.text
+
+
+def test_h44_the_record_says_what_was_switched(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Knobs with their values, preset and ttl, before it is done; nothing unknown."""
+    peer = "198.51.100.47"
+    asked = authorised("/debug/settings", token("admin"), "PUT")
+    form = (*asked.headers, ("content-type", "application/json"))
+    levels = {"a.b": "DEBUG"}
+    body = {"cpu_hz": 50, "log_levels": levels, "ttl": "1s", "no\nknob": "hunter2"}
+    sent = [json.dumps(body), json.dumps({"preset": "forensic"}), "[1]", "{", ""]
+    surface = Surface(SETTINGS)
+    with caplog.at_level(logging.INFO, "stroboscope.audit"):
+        for text in sent:
+            one = replace(asked, headers=form, peer=peer)
+            surface.answer(one, None, lambda text=text: text.encode())
+    surface.desk.knobs.change(dict.fromkeys(knob.name for knob in surface.desk.knobs))
+
+    begun = [one for one in records(caplog, peer) if one["event"] == "begin"]
+    assert len(begun) == len(sent)
+    assert begun[0]["parameters"] == {
+        "cpu_hz": "50",
+        "log_levels": '{"a.b":"DEBUG"}',
+        "ttl": "1s",
+    }
+    assert begun[1]["parameters"] == {"preset": "forensic"}
+    assert not any("parameters" in one for one in begun[2:])
+    assert "hunter2" not in caplog.text
 
 
 def test_h44_the_record_is_an_event_of_the_requests_span(ask: Ask) -> None:

@@ -4,6 +4,8 @@ import asyncio
 import base64
 import json
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -99,6 +101,42 @@ def test_a_static_user_is_checked_off_the_loop() -> None:
     assert [ask_as("wrong") for _ in range(12)] == [401] * 10 + [429] * 2
     with pytest.raises(SettingsError):
         StaticUser("ops", "plain text")
+
+
+@pytest.mark.parametrize("path", ["/", "/nothing", "/pprof/nothing", "/captures/x"])
+def test_h04_a_wrong_password_learns_nothing(path: str) -> None:
+    """No address, method or form tells it apart, and each try counts as one."""
+    chosen = Settings(keys=(KEY,), user="ops", password_hash=hash_password("a" * 16))
+    text = base64.b64encode(b"ops:wrong").decode()
+    basic = ("authorization", f"Basic {text}")
+    surface = Surface(chosen)
+    plain = request("/debug" + path, basic)
+    answers = [
+        surface.answer(plain),
+        surface.answer(request("/debug" + path, basic, method="BREW")),
+        surface.answer(request("/debug" + path, basic, ("accept", "a/b"))),
+        surface.answer(request("/debug" + path, basic, ("content-encoding", "br"))),
+        surface.answer(replace(plain, query="a" * 9000)),
+    ]
+
+    assert {one.status for one in answers} == {401}
+    assert len({one.body for one in answers}) == 1
+    assert [surface.answer(plain).status for _ in range(6)] == [401] * 5 + [429]
+
+
+def test_h04_who_the_users_own_function_refuses_learns_nothing() -> None:
+    """What is unknown is so only to whom it lets through."""
+
+    def authorize(carrier: object, scopes: object) -> bool:
+        raise PermissionError
+
+    def ask_as(function: Callable[[object, object], bool], path: str) -> int:
+        chosen = Settings(keys=(KEY,), service="shop", authorize=function)
+        return Surface(chosen).answer(authorised(path, token("metrics"))).status
+
+    for path in ("/debug/", "/debug/nothing"):
+        assert ask_as(authorize, path) == 401
+    assert ask_as(lambda carrier, scopes: True, "/debug/nothing") == 404
 
 
 def test_the_users_own_function_can_only_narrow() -> None:

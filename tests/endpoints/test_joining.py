@@ -159,13 +159,15 @@ def test_text_json_and_metrics_are_joined(tmp_path: Path) -> None:
     with workers(tmp_path, "", "") as (one, two):
         text = one.ask("/stacks").text
         listed = one.ask("/stacks", headers={"Accept": "application/json"})
+        browser = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+        shown = one.ask("/stacks", headers=browser)
         labels = one.ask("/labels", "metrics").json()
         metrics = one.ask("/metrics", "metrics").text
 
     both = {one.pid, two.pid}
     assert {f"=== worker {pid} ===" in text for pid in both} == {True}
-    # httpx sends our Accept beside its own: what counts is that it is JSON.
     assert {entry["pid"] for entry in listed.json()} == both
+    assert {f"=== worker {pid} ===" in shown.text for pid in both} == {True}
     assert set(labels["workers"]) == {str(pid) for pid in both}
     assert labels["cap"] == 512
     for pid in both:
