@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio.locks
 import asyncio.mixins
+import contextlib
 import fnmatch
 import os
 import re
@@ -19,6 +20,7 @@ from concurrent.futures import thread as executors
 from typing import Any
 
 from stroboscope._core import engine
+from stroboscope._core.replacing import REPLACED, Wrap
 
 _native: Any
 try:
@@ -31,6 +33,7 @@ except ImportError:
 PLUMBING = (
     "_pyio",
     "anyio._backends.*",
+    "anyio.to_thread",
     "asyncio.base_events",
     "asyncio.base_subprocess",
     "asyncio.locks",
@@ -51,9 +54,18 @@ PLUMBING = (
     "zipimport",
 )
 _THROUGH, _FOR_NEWS = -1, -2
+#: Our layers over methods: what is there for traces as well, and for totals alone.
+_TIMED, _COUNTED = "contention timed", "contention counted"
 #: In these modules, what others wait through: its caller decides. `Condition.wait` and
 #: `Thread.join` wait for news and not for a holder: nobody is charged as one.
 DOORS: dict[str, dict[str, int]] = {
+    # A job waits for a thread of anyio's by waiting for a token of its limiter.
+    "anyio._backends._asyncio": {
+        "CapacityLimiter": _FOR_NEWS,
+        "AsyncIOBackend.run_sync_in_worker_thread": _THROUGH,
+        "Event": _FOR_NEWS,
+    },
+    "anyio.to_thread": {"run_sync": _THROUGH},
     "asyncio.locks": {
         "Lock": _THROUGH,
         "Event": _FOR_NEWS,
@@ -125,7 +137,6 @@ class Contention:
         self._mutex_fraction = self._block_rate_ns = 0
         self._is_traced = False
         self._watched: tuple[bool, bool, bool] | None = None
-        self._replaced: dict[tuple[type, str], tuple[object, object]] = {}
         self._lock = threading.Lock()
 
     @property
@@ -207,38 +218,34 @@ class Contention:
             self._watched = _native.locks_attach(*_real_types())
         self._tell()
         _native.locks_switch(is_on)
-        if is_counted:
-            self._replace()
+        if is_on:
+            self._watch_asyncio()
         else:
-            self._restore()
+            REPLACED.take(_TIMED)
+        if is_counted:
+            self._count_jobs()
+        else:
+            REPLACED.take(_COUNTED)
 
     def _tell(self) -> None:
         rates = self._mutex_fraction or self._block_rate_ns
         found = sites() if rates or self._is_traced else {}
         _native.contention_set(self._mutex_fraction, self._block_rate_ns, found)
 
-    def _replace(self) -> None:
+    def _watch_asyncio(self) -> None:
         bound, lock = asyncio.mixins._LoopBoundMixin, asyncio.locks.Lock
-        item = executors._WorkItem
-        for owner, name, wrap in (
-            (bound, "_get_loop", lambda f: _native.wrap_get_loop(f, lock)),
-            (lock, "_wake_up_first", _native.wrap_wake_up),
-            (item, "__init__", _native.wrap_work_item),
-            (item, "run", _native.wrap_work_run),
-        ):
-            original = vars(owner).get(name)
-            if original is not None and (owner, name) not in self._replaced:
-                ours = wrap(original)
-                setattr(owner, name, ours)
-                self._replaced[owner, name] = (original, ours)
+        _put(bound, "_get_loop", _TIMED, lambda f: _native.wrap_get_loop(f, lock))
 
-    def _restore(self) -> None:
-        for (owner, name), (original, ours) in list(self._replaced.items()):
-            # Where somebody has put his own over ours since, ours stays below it and
-            # does nothing but call the original, until the next switch.
-            if vars(owner).get(name) is ours:
-                setattr(owner, name, original)
-                del self._replaced[owner, name]
+    def _count_jobs(self) -> None:
+        lock, item = asyncio.locks.Lock, executors._WorkItem
+        _put(lock, "_wake_up_first", _COUNTED, _native.wrap_wake_up)
+        _put(item, "__init__", _COUNTED, _native.wrap_work_item)
+        _put(item, "run", _COUNTED, _native.wrap_work_run)
+
+
+def _put(owner: type, name: str, by: str, wrap: Wrap) -> None:
+    with contextlib.suppress(KeyError):  # an interpreter that has another one
+        REPLACED.put(owner, name, by, wrap)
 
 
 def _real_types() -> tuple[type, type, type]:

@@ -55,7 +55,7 @@ def at_work(line: Timeline) -> str:
     alive = [task for task in line.tasks() if task.flags & ALIVE]
     told = []
     for task in alive[:_NAMED]:
-        inside = [s for s in line.spans_of(task) if s.flags & OPEN_RIGHT]
+        inside = [s for s in line.regions_of(task) if s.flags & OPEN_RIGHT]
         name = line.name(task.name) or line.name(task.kind)
         if inside:
             latest = max(inside, key=lambda span: span.begin_ns)

@@ -192,7 +192,7 @@ def _living(
     stacks = live.stacks_of({t.serial for t in alive}, call.desk.loops(), breathe)
     found = []
     for task in alive:
-        inner = [s for s in line.spans_of(task) if s.flags & OPEN_RIGHT]
+        inner = [s for s in line.regions_of(task) if s.flags & OPEN_RIGHT]
         told = onetask.reference(line, task)
         told |= {
             "url": f"{call.mount}/tasks/{told['id']}",

@@ -23,6 +23,8 @@ OPEN_LEFT, OPEN_RIGHT, FAILED, OF_THREAD, ALIVE = 1, 2, 4, 8, 16
 #: Of a thread's span: `lane` is how many us it had waited for its turn; or how many
 #: objects a collection freed.
 QUEUED, FREED = 32, 64
+#: A task's span that is no region: a capture saw it wait for one of asyncio's primitives.
+WAITS = 128
 #: Kinds of notes.
 LABEL, LOG, EXCEPTION, INSTANT = 7, 11, 12, 19
 
@@ -209,6 +211,10 @@ class Timeline:
     def spans_of(self, task: Task) -> Iterator[Span]:
         """The spans of one task, by begin."""
         return self.spans(task.first_span, task.span_count)
+
+    def regions_of(self, task: Task) -> Iterator[Span]:
+        """The same without waits that only a capture knows."""
+        return (span for span in self.spans_of(task) if not span.flags & WAITS)
 
     def text(self, note: Note) -> str:
         """The text of a log; it may be overwritten by now."""

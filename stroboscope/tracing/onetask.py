@@ -37,7 +37,7 @@ def reference(timeline: Timeline, task: Task) -> dict[str, Any]:
 
 def described(timeline: Timeline, task: Task) -> dict[str, Any]:
     """Everything the recording holds of a task; times in milliseconds of its begin."""
-    spans = list(timeline.spans_of(task))
+    spans = list(timeline.regions_of(task))
     shares: dict[int | None, float] = {None: 0.0}
     for name, time_ns in divided(spans, task.begin_ns, task.end_ns):
         shares[name] = shares.get(name, 0.0) + time_ns

@@ -124,7 +124,7 @@ def _add(
             heapq.heappush(found.slowest, (duration_ns, task.serial))
             if len(found.slowest) > SLOWEST:
                 heapq.heappop(found.slowest)
-    spans = list(timeline.spans_of(task))
+    spans = list(timeline.regions_of(task))
     for span in spans:
         region = found.regions.setdefault(timeline.name(span.name), InRegion())
         region.count += begin_ns <= span.end_ns and span.begin_ns <= end_ns

@@ -22,7 +22,7 @@ from contending import (
 
 from stroboscope import do
 from stroboscope._core import _native
-from stroboscope._core.contention import contention
+from stroboscope._core.replacing import REPLACED
 
 pytestmark = pytest.mark.native
 RUNS = [asyncio.run, uvloop.run]
@@ -220,7 +220,7 @@ def test_methods_replaced_by_others_stay_theirs() -> None:
     assert count(counted.block, "acquire") == 1
     assert type(asyncio.Lock._get_loop).__name__ == "function"
     assert type(thread._WorkItem.run).__name__ == "function"
-    assert contention._replaced == {}
+    assert not REPLACED.are_any()
 
 
 async def contended() -> None:

@@ -1,27 +1,36 @@
 """What a capture collects beside events: known causes, found again by Perfetto itself."""
 
 import asyncio
-import ctypes
+import contextlib
 import functools
 import gc
 import json
+import random
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures import thread as executors
 from typing import Any
 
+import anyio.to_thread
 import pytest
+from hooking import hooks, of_captures
+from hypothesis import given
+from hypothesis import strategies as st
 from perfetto_sql import Processor
 
 from stroboscope._core import LABELS, LabelCell, engine
 from stroboscope._core.contention import contention
-from stroboscope.tracing import Recorder, captures, extras
+from stroboscope._core.replacing import REPLACED
+from stroboscope.formats.timeline import Timeline
+from stroboscope.tracing import Recorder, captures, extras, region, task
 from stroboscope.tracing.extras import Collector, Fact, Running
 from stroboscope.tracing.extras.callbacks import LoopCallbacks
+from stroboscope.tracing.extras.pools import PoolJobs
+from stroboscope.tracing.extras.waits import Waits
+from stroboscope.tracing.statistics import by_type
 
 ABOUT = (
     "select key, display_value as value from args join slice using(arg_set_id) "
@@ -305,12 +314,93 @@ def test_a_wait_is_a_slice_of_its_length_by_who_waits(
     assert contention.copy("block") is None or contention.block_rate_ns
 
 
+async def takes_async_lock(lock: asyncio.Lock) -> None:
+    async with lock:
+        pass
+
+
+async def waits_in_vain(news: asyncio.Event) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(0.06):
+            await news.wait()
+
+
+async def wants_a_thread(limiter: anyio.CapacityLimiter) -> None:
+    await anyio.to_thread.run_sync(time.sleep, 0.06, limiter=limiter)
+
+
+ON_TASK = (
+    "select s.name as name, s.dur as dur, p.name as within from slice s"
+    " left join slice p on p.id = s.parent_id where s.name = '{}' order by s.ts"
+)
+
+
+def test_a_coroutines_wait_is_a_slice_on_its_tasks_track(
+    captured: Any, processor: Processor
+) -> None:
+    """For a lock, for news that never come, and for one of anyio's threads: 60 ms each."""
+
+    async def main() -> None:
+        lock, news = asyncio.Lock(), asyncio.Event()
+        limiter = anyio.CapacityLimiter(1)
+        async with asyncio.TaskGroup() as group:
+            await lock.acquire()
+            with task("job"):
+                for waiting in (
+                    takes_async_lock(lock),
+                    waits_in_vain(news),
+                    wants_a_thread(limiter),
+                    wants_a_thread(limiter),
+                ):
+                    group.create_task(waiting)
+            await asyncio.sleep(0.06)
+            lock.release()
+
+    captured(lambda: asyncio.run(main()))
+
+    def lengths(name: str) -> list[int]:
+        rows = processor.query(ON_TASK.format(name))
+        # Beside the task, in lanes of the child tasks; not on a thread.
+        assert not processor.query(SLICES.format(name))
+        return [row["dur"] for row in rows]
+
+    (for_lock,) = lengths("wait for lock in takes_async_lock")
+    (for_news,) = lengths("wait for news in waits_in_vain")
+    (for_thread,) = lengths("wait for news in wants_a_thread")
+    assert all(is_about(dur, 60e6) for dur in (for_lock, for_news, for_thread))
+
+
+def test_a_wait_of_a_coroutine_is_no_region(captured: Any, flight: Recorder) -> None:
+    """Where a task's time went is not told otherwise because somebody took a trace."""
+
+    async def main() -> None:
+        news = asyncio.Event()
+        asyncio.get_running_loop().call_later(0.01, news.set)
+        with task("waits"), region("inside"):
+            await news.wait()
+
+    captured(lambda: asyncio.run(main()))
+    block = flight.snapshot()
+    assert block is not None
+    line = Timeline.read(block)
+
+    (found,) = [one for one in by_type(line) if one.name == "waits"]
+    assert found.regions.keys() == {"inside"}
+    (told,) = [t for t in line.tasks() if line.name(t.name) == "waits"]
+    assert len(list(line.spans_of(told))) == 2
+
+
 FORKED = """
 import asyncio, gc, os, sys, threading, time
 from stroboscope.tracing import captures
 
 def hooks():
-    return [list(gc.callbacks), vars(asyncio.events.Handle)["_run"]]
+    bound = asyncio.mixins._LoopBoundMixin
+    return [
+        list(gc.callbacks),
+        vars(asyncio.events.Handle)["_run"],
+        vars(bound)["_get_loop"],
+    ]
 
 before = hooks()
 capture = threading.Thread(target=captures.record, args=(1, lambda: False, "perfetto"))
@@ -357,42 +447,20 @@ def test_counters_are_read_ten_times_a_second(
     assert 100_000 < found["loop lag us"]["most"] < 5_000_000
 
 
-def acquires_by() -> int:
-    """The address of the C function behind a lock's `acquire`."""
-    descriptor = type(threading.Lock()).acquire
-    definition = ctypes.c_void_p.from_address(id(descriptor) + 40).value
-    assert definition is not None
-    return ctypes.c_void_p.from_address(definition + 8).value or 0
-
-
-def hooks() -> list[Any]:
-    """Everything that a capture puts its hands on."""
-    return [
-        list(gc.callbacks),
-        vars(asyncio.events.Handle)["_run"],
-        vars(asyncio.base_events.BaseEventLoop)["_call_soon"],
-        vars(asyncio.base_events.BaseEventLoop)["_add_callback"],
-        vars(executors._WorkItem)["run"],
-        vars(executors._WorkItem)["__init__"],
-        engine.hz,
-        acquires_by(),
-    ]
-
-
 def test_all_is_as_it_was_however_a_capture_ends(flight: Recorder) -> None:
     """The very same objects; during it, others."""
-    before, during = hooks(), []
+    before, during = of_captures(), []
 
     def is_cancelled() -> bool:
-        during.append(hooks())
+        during.append(of_captures())
         raise KeyError
 
     captures.record(0.05, lambda: False, "perfetto")
-    assert hooks() == before
+    assert of_captures() == before
     with pytest.raises(KeyError):
         captures.record(0.05, is_cancelled, "perfetto")
 
-    assert hooks() == before
+    assert of_captures() == before
     assert all(a != b for a, b in zip(before, during[0], strict=True))
 
 
@@ -411,6 +479,100 @@ def test_what_others_replaced_meanwhile_stays_theirs(flight: Recorder) -> None:
         assert asyncio.run(asyncio.sleep(0, "runs")) == "runs"
     finally:
         asyncio.events.Handle._run = original  # type: ignore[method-assign]
+
+
+SWITCHES = ("mutex", "block", "capture", "pause")
+
+
+def switched(choices: Sequence[str], yield_: Callable[[], object]) -> None:
+    """Turn these on and off in turn, each as often as it comes; in the end all off."""
+    running: list[Collector] = []
+
+    def stop() -> None:
+        for one in running:
+            one.stop()
+        running.clear()
+
+    for number, choice in enumerate(choices):
+        is_on = number % 2 == 0
+        if choice == "mutex":
+            contention.set_mutex_fraction(is_on)
+        elif choice == "block":
+            contention.set_block_rate(is_on)
+        elif choice == "capture" and running:
+            stop()
+        elif choice == "capture":
+            running = [Waits(), LoopCallbacks(), PoolJobs()]
+            for one in running:
+                one.start()
+        yield_()
+    contention.set_mutex_fraction(0)
+    contention.set_block_rate(0)
+    stop()
+
+
+@given(st.lists(st.sampled_from(SWITCHES), max_size=12))
+def test_all_is_as_it_was_whatever_was_switched_in_whatever_order(
+    choices: list[str],
+) -> None:
+    """Knobs before, within and after a capture: the very same objects, and no layers."""
+    before = hooks()
+
+    switched(choices, lambda: None)
+
+    assert all(a is b or a == b for a, b in zip(before, hooks(), strict=True))
+    assert not REPLACED.are_any()
+
+
+def test_all_is_as_it_was_after_several_threads_have_switched() -> None:
+    """One takes captures, two turn knobs, while pools and loops run on: 40 times."""
+    before = hooks()
+    drawn = random.Random(5)
+    over = threading.Event()
+
+    async def hand_over() -> None:
+        lock = asyncio.Lock()
+        await asyncio.gather(*(held(lock) for _ in range(3)))
+
+    async def held(lock: asyncio.Lock) -> None:
+        async with lock:
+            await asyncio.sleep(0)
+
+    def work() -> None:
+        with ThreadPoolExecutor(2) as pool:
+            while not over.is_set():
+                pool.submit(int).result()
+                asyncio.run(hand_over())
+
+    def switch(seed: int, known: tuple[str, ...]) -> None:
+        chooser = random.Random(seed)
+        choices = [chooser.choice(known) for _ in range(30)]
+        switched(choices, lambda: time.sleep(chooser.choice((0, 0, 0.0005))))
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    try:
+        for _ in range(40):
+            ways = (
+                ("capture", "pause"),
+                ("mutex", "block"),
+                ("block", "mutex", "pause"),
+            )
+            threads = [
+                threading.Thread(target=switch, args=(drawn.random(), known))
+                for known in ways
+            ]
+            for one in threads:
+                one.start()
+            for one in threads:
+                one.join()
+            contention.set_mutex_fraction(0)
+            contention.set_block_rate(0)
+            assert hooks() == before
+            assert not REPLACED.are_any()
+    finally:
+        over.set()
+        worker.join()
 
 
 def test_the_json_form_says_what_it_leaves_out(flight: Recorder) -> None:

@@ -59,6 +59,9 @@ enum sb_event_kind {
                            the task; lane: for so many us, UINT32_MAX unknown */
     SB_CALL_END = 22,
     SB_GC_END = 23,  /* as THREAD_END; lane: objects it freed */
+    SB_WAIT_BEGIN = 24, /* as REGION_BEGIN: a coroutine waits for one of asyncio's
+                           primitives */
+    SB_WAIT_END = 25,
     SB_RUN = 20,     /* the task ran on the thread from `time_ns` on, for so many ns in
                         argument (low) and lane (high) */
 };

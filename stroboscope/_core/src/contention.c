@@ -73,6 +73,12 @@ blocks_counted(int64_t *delay_ns)
     return rate_ns / delay + ((int64_t)random_below((uint64_t)delay) < rate_ns % delay);
 }
 
+int
+sb_blocks_are_counted(void)
+{
+    return state.block_rate_ns > 0;
+}
+
 void
 sb_charge_block(int64_t delay_ns, int64_t stack, sb_cell *cell)
 {

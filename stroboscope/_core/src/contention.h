@@ -49,6 +49,8 @@ void sb_lock_taken(const void *lock);
 /* The running thread has let go of a lock: charge it with what it made others wait. */
 void sb_lock_released(const void *lock);
 
+/* Whether waits are counted, and not only traced. */
+int sb_blocks_are_counted(void);
 /* Charge a wait to a stack and a cell. */
 void sb_charge_block(int64_t delay_ns, int64_t stack, sb_cell *cell);
 /* The same to the running thread as it stands. */

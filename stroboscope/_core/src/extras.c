@@ -80,18 +80,25 @@ trace_count(PyObject *Py_UNUSED(module), PyObject *args)
 
 /* ---- waits of threads -------------------------------------------------------------- */
 
-sb_slice
-sb_extras_wait_begins(int for_lock, PyCodeObject *code)
+static uint32_t
+name_of_wait(int for_lock, PyCodeObject *code)
 {
-    if (!is_capturing()) {
-        return (sb_slice){0, 0, 0, 0};
-    }
     const char *what = for_lock ? "wait for lock" : "wait for news";
     PyObject *name = code ? PyUnicode_FromFormat("%s in %U", what, code->co_qualname)
                           : PyUnicode_FromString(what);
     uint32_t id = name ? sb_trace_name(name, 0) : SB_NAME_OVERFLOW;
     Py_XDECREF(name);
     PyErr_Clear();
+    return id;
+}
+
+sb_slice
+sb_extras_wait_begins(int for_lock, PyCodeObject *code)
+{
+    if (!is_capturing()) {
+        return (sb_slice){0, 0, 0, 0};
+    }
+    uint32_t id = name_of_wait(for_lock, code);
     return begin_slice(sb_trace_now_ns(), SB_THREAD_BEGIN, 0, id, 0);
 }
 
@@ -100,6 +107,35 @@ sb_extras_wait_ends(const sb_slice *wait)
 {
     if (wait->generation) {
         end_slice(wait, SB_THREAD_END, 0);
+    }
+}
+
+/* ---- waits of coroutines ----------------------------------------------------------- */
+
+sb_slice
+sb_extras_coroutine_waits(int for_lock, PyCodeObject *code, uint32_t *lane)
+{
+    sb_slice none = {0, 0, 0, 0};
+    if (!is_capturing()) {
+        return none;
+    }
+    uint32_t name = name_of_wait(for_lock, code); /* while the frame keeps the code */
+    PyThreadState *tstate = PyThreadState_Get();
+    int is_declined;
+    sb_cell *task = sb_trace_task(tstate, &is_declined);
+    if (is_declined || !is_capturing()) {
+        return none;
+    }
+    *lane = sb_trace_lane(tstate);
+    return begin_slice(sb_trace_now_ns(), SB_WAIT_BEGIN, task ? task->serial : 0, name,
+                       *lane);
+}
+
+void
+sb_extras_coroutine_waited(const sb_slice *wait, uint32_t lane)
+{
+    if (wait->generation) {
+        end_slice(wait, SB_WAIT_END, lane);
     }
 }
 

@@ -18,6 +18,10 @@ typedef struct {
  * Nothing without a capture. */
 sb_slice sb_extras_wait_begins(int for_lock, PyCodeObject *code);
 void sb_extras_wait_ends(const sb_slice *wait);
+/* The same of a coroutine: a slice on its task's track. May call the middleware for the
+ * task's name; sets no exception. `*lane` goes with the slice. */
+sb_slice sb_extras_coroutine_waits(int for_lock, PyCodeObject *code, uint32_t *lane);
+void sb_extras_coroutine_waited(const sb_slice *wait, uint32_t lane);
 
 int sb_extras_init(PyObject *module);
 void sb_extras_after_fork(void);

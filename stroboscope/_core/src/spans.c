@@ -295,6 +295,12 @@ read_event(reading *read, const sb_event *event)
     case SB_REGION_FAILED:
         end_span(read, event, serial, kind == SB_REGION_FAILED ? SB_FAILED : 0);
         break;
+    case SB_WAIT_BEGIN:
+        begin_span(read, event, serial, SB_WAITS);
+        break;
+    case SB_WAIT_END:
+        end_span(read, event, serial, SB_WAITS);
+        break;
     case SB_THREAD_BEGIN:
         begin_span(read, event, serial, SB_OF_THREAD);
         return;

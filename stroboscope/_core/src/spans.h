@@ -19,6 +19,7 @@ enum {
     SB_ALIVE = 16,     /* a task that was alive at the end */
     SB_QUEUED = 32,    /* a thread's span that had waited `lane` us for its turn */
     SB_FREED = 64,     /* a collection that freed `lane` objects */
+    SB_WAITS = 128,    /* a task's span that is no region: it waits for a primitive */
 };
 
 typedef struct {

@@ -3,6 +3,7 @@
 #include "waits.h"
 
 #include "contention.h"
+#include "extras.h"
 #include "method.h"
 #include "stacks.h"
 
@@ -13,6 +14,9 @@ typedef struct {
     PyObject_HEAD
     int64_t begin_ns; /* 0 when it is over */
     int64_t stack;
+    int is_counted; /* else it is only traced, or charged to its holder */
+    uint32_t lane;  /* of `traced` */
+    sb_slice traced;
     PyObject *cell; /* strong, or NULL */
     PyObject *lock; /* strong, or NULL where no holder is charged */
 } wait_object;
@@ -29,7 +33,8 @@ wait_new(PyCodeObject *leaf, PyObject *lock)
         return NULL;
     }
     self->begin_ns = sb_now_ns();
-    self->stack = sb_stack_of_current_under(leaf, SB_DEPTH_MAX);
+    self->is_counted = sb_blocks_are_counted();
+    self->stack = self->is_counted ? sb_stack_of_current_under(leaf, SB_DEPTH_MAX) : -1;
     self->cell = Py_XNewRef((PyObject *)sb_current_cell());
     if (lock != NULL && sb_wait_begins(lock, self->begin_ns)) {
         self->lock = Py_NewRef(lock);
@@ -49,7 +54,8 @@ wait_end(wait_object *self, sb_wait_end how)
     if (self->lock != NULL) {
         sb_wait_ends(self->lock, now_ns, how);
     }
-    if (how != SB_WAIT_DROPPED) {
+    sb_extras_coroutine_waited(&self->traced, self->lane);
+    if (how != SB_WAIT_DROPPED && self->is_counted) {
         sb_charge_block(now_ns - begin_ns, self->stack, (sb_cell *)self->cell);
     }
 }
@@ -143,11 +149,16 @@ front_create_future(PyObject *object, PyObject *Py_UNUSED(ignored))
     }
     int is_lock = PyObject_TypeCheck(self->primitive, (PyTypeObject *)asyncio_lock_type);
     sb_site site = sb_site_of_current();
+    PyCodeObject *code = sb_site_code; /* of a frame below us, which keeps it */
     if (site == SB_SITE_PLUMBING) {
         return future;
     }
-    PyObject *wait = wait_new(NULL, is_lock ? self->primitive : NULL);
+    wait_object *wait = (wait_object *)wait_new(NULL, is_lock ? self->primitive : NULL);
     PyObject *done = NULL;
+    if (wait != NULL) {
+        wait->traced =
+            sb_extras_coroutine_waits(site == SB_SITE_LOCK, code, &wait->lane);
+    }
     if (wait != NULL) {
         done = PyObject_CallMethod(future, "add_done_callback", "O", wait);
     }

@@ -10,19 +10,18 @@ import asyncio.base_events
 import asyncio.events
 import sys
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 from stroboscope._core import recording
+from stroboscope._core.replacing import REPLACED
 from stroboscope.tracing.extras import Collector, Fact
-from stroboscope.tracing.extras.replacing import Replacements
 
 
 class LoopCallbacks(Collector):
     """Callbacks by qualified name, a task's step by its coroutine's."""
 
     name = "loop_callbacks"
-
-    def __init__(self) -> None:
-        self._replaced = Replacements()
 
     def start(self) -> None:
         """Replace the methods. Raises: KeyError on an interpreter that has others."""
@@ -33,20 +32,21 @@ class LoopCallbacks(Collector):
             (loop, "_call_soon", "stamp_result"),
             (loop, "_add_callback", "stamp_last"),
         ):
-            made = recording.trace_watched(
-                how, vars(owner)[method], asyncio.events.TimerHandle
-            )
-            self._replaced.put(owner, method, made)
+            REPLACED.put(owner, method, self.name, partial(_watched, how))
 
     def leave(self) -> None:
         """Put them back."""
-        self._replaced.restore()
+        REPLACED.take(self.name)
 
     def stop(self) -> Sequence[Fact]:
         """Put them back."""
         facts: list[Fact] = []
-        if left := self._replaced.restore():
+        if left := REPLACED.take(self.name):
             facts.append(("loop_callbacks_replaced_by_others", left))
         if "uvloop" in sys.modules:
             facts.append((self.name, "asyncio's own loops only: uvloop's are not seen"))
         return facts
+
+
+def _watched(how: str, original: Any) -> Any:
+    return recording.trace_watched(how, original, asyncio.events.TimerHandle)

@@ -1,8 +1,8 @@
 """Waits of threads for locks and for news, through the watch over the lock types.
 
 Every lock of `_thread` and every `SimpleQueue`, whenever it was made, and what Python
-builds of them: conditions, events, queues, joins. Coroutines that wait for asyncio's
-primitives are suspended and hold no thread: their tasks show it.
+builds of them: conditions, events, queues, joins. A coroutine that waits for one of
+asyncio's primitives, and so for a thread of anyio's, has its slice on its task's track.
 """
 
 from __future__ import annotations
