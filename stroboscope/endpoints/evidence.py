@@ -1,4 +1,4 @@
-"""Evidence: the recorder's last seconds, kept on disk when a rule was met.
+"""Evidence: the recorder's last seconds, kept on disk when a rule was met, or of the dead.
 
 `evidence-<milliseconds>-<pid>-<endpoint>-<number>` in the service's folder, or in
 `evidence_dir`: one line that says what it is, and the recorder's block, deflated. It
@@ -30,12 +30,14 @@ from stroboscope.formats.timeline import Timeline
 from stroboscope.settings import Settings
 from stroboscope.stalls import WATCH
 from stroboscope.tracing import recorder
-from stroboscope.tracing.triggers import TRIGGERS, Hit
+from stroboscope.tracing.triggers import PROCESS, TRIGGERS, Hit
 from stroboscope.workers.documents import locked
 from stroboscope.workers.folder import Folder
 
 _log = logging.getLogger("stroboscope")
 KIND, SCOPE = "evidence", "trace"
+#: The rule, and the kind, of what a killed process has left.
+BLACKBOX = "blackbox"
 #: Older evidence goes, whether there is room or not.
 AGE_S = 7 * 86_400.0
 #: Files, and the longest of them; the folder reads none that is longer.
@@ -66,6 +68,11 @@ class Piece:
     file_bytes: int
     about: dict[str, Any]
     block: bytes = b""
+
+    @property
+    def kind(self) -> str:
+        """What made it: a rule that was met, or the death of a process."""
+        return BLACKBOX if self.about.get("rule") == BLACKBOX else KIND
 
     @property
     def reason(self) -> str:
@@ -132,6 +139,21 @@ class Evidence:
             except RuntimeError:  # the next one tries again
                 self._works = False
         otel.note_evidence(span, name, hit.rule, self._url(name))
+
+    def adopt(self, name: str, about: dict[str, Any], block: bytes) -> str:
+        """Keep what another process has left, under the same budget; or why not. Blocks.
+
+        Under an id that it already has it is kept. Only failures to write are left to
+        the caller to say; he may try again.
+        """
+        if self.has(name):
+            return ""
+        told = {"id": name, "rule": BLACKBOX, "endpoint": PROCESS, **about}
+        try:
+            return self._put(told, block, _digest(name))
+        except (FolderError, OSError) as error:
+            self.failure = str(error)
+            return "disk"
 
     def pieces(self) -> list[Piece]:
         """Everything that lies there, newest first, without blocks. Blocks."""
@@ -213,14 +235,15 @@ class Evidence:
             else:
                 self.failure = "" if not why else self.failure
             if why:
-                self._say(why, hit)
+                self.say(why, f"{hit.endpoint} {hit.reason}")
 
-    def _say(self, why: str, hit: Hit) -> None:
+    def say(self, why: str, about: str) -> None:
+        """Count a piece that is not kept; the first of each cause is logged."""
         self.dropped[why] += 1
         if self.dropped[why] == 1:
             _log.error(
-                "stroboscope: evidence is not kept (%s) %s: %s %s",
-                *(why, self.failure, hit.endpoint, hit.reason),
+                "stroboscope: evidence is not kept (%s) %s: %s",
+                *(why, self.failure, about),
             )
 
     def _keep(self, name: str, hit: Hit) -> str:
@@ -228,25 +251,31 @@ class Evidence:
         block = recorder.snapshot(SNAPSHOT_EVENTS)
         if block is None:
             return "recorder"
+        why = self._put(self._described(name, hit), block, _digest(hit.endpoint))
+        if not why:
+            _log.warning(
+                "stroboscope: evidence %s: %s %s: %s",
+                *(name, hit.rule, hit.endpoint, hit.reason),
+            )
+        return why
+
+    def _put(self, about: dict[str, Any], block: bytes, digest: str) -> str:
+        """Write a piece, or why not. Raises: FolderError, OSError."""
         if self._folder is None:
             return "folder"
-        about = json.dumps(self._described(name, hit)).encode()
-        content = about + b"\n" + zlib.compress(block, 1)
+        content = json.dumps(about).encode() + b"\n" + zlib.compress(block, 1)
         if len(content) > min(FILE_BYTES_CAP, self.rules.bytes):
             return "size"
-        digest = _digest(hit.endpoint)
         lock = locked(self._folder, "evidence.lock")
         try:
             why = self._refused_by_host(digest)
             if not why:
                 self._make_room(len(content))
-                file = f"evidence-{int(self._clock.time_s() * 1000)}-{os.getpid()}-{digest}"
-                self._folder.write(f"{file}-{name.rpartition('-')[2]}", content)
+                taken_ms, pid = int(self._clock.time_s() * 1000), about["pid"]
+                number = about["id"].rpartition("-")[2]
+                file = f"evidence-{taken_ms}-{pid}-{digest}-{number}"
+                self._folder.write(file, content)
                 self.kept += 1
-                _log.warning(
-                    "stroboscope: evidence %s: %s %s: %s",
-                    *(name, hit.rule, hit.endpoint, hit.reason),
-                )
         finally:
             os.close(lock)
         return why

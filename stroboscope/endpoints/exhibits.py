@@ -55,7 +55,7 @@ def _as_capture(piece: Piece) -> Capture:
     )
     return Capture(
         piece.id,
-        evidence.KIND,
+        piece.kind,
         "/trace",
         Response(200, b""),
         scope=evidence.SCOPE,

@@ -12,6 +12,7 @@ from typing import Any
 from stroboscope._http.messages import JSON, PROFILE, Response, refusal
 from stroboscope._http.parameters import first
 from stroboscope.endpoints import taskpages
+from stroboscope.endpoints.blackboxes import adopt_dead
 from stroboscope.endpoints.call import Call
 from stroboscope.endpoints.evidence import Piece
 from stroboscope.endpoints.joining import HEADER, ask_all
@@ -118,6 +119,7 @@ def _from_evidence(call: Call, wanted: Wanted, process: int) -> list[Timeline]:
     """
     if wanted.serial:
         process = process or os.getpid()
+    adopt_dead(call.desk)
     evidence = call.desk.evidence
     pieces = evidence.pieces()
     pieces.sort(key=lambda piece: not _is_because_of(piece, wanted, process))
@@ -137,8 +139,9 @@ def _from_evidence(call: Call, wanted: Wanted, process: int) -> list[Timeline]:
 def _is_because_of(piece: Piece, wanted: Wanted, process: int) -> bool:
     about = piece.about
     if wanted.serial:
-        return bool(about.get("task") == wanted.serial and about.get("pid") == process)
-    ids = {about.get("trace_id"), about.get("span_id")}
+        serials = (about.get("task"), *about.get("tasks", ()))
+        return wanted.serial in serials and about.get("pid") == process
+    ids = {about.get("trace_id"), about.get("span_id"), *about.get("traces", ())}
     return bool({wanted.trace_id.hex(), wanted.span_id.hex()} & (ids - {"", None}))
 
 

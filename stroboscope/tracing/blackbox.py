@@ -2,8 +2,8 @@
 
 `box-<pid>-<number>` in the service's folder, locked for as long as its process lives; a
 process that ends in order removes it. One that is there and not locked is of a process
-that was killed: whoever looks first takes it, reads what the dead one was doing, and
-removes it.
+that was killed: whoever looks first takes it, keeps what the dead one was doing, and
+removes it. Who is killed himself meanwhile leaves it to the next one.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ import fcntl
 import os
 import re
 import secrets
+import struct
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from types import FrameType
 from typing import Protocol
 
@@ -30,9 +32,14 @@ STACKS_EVERY_S = 0.5
 STACK_FRAMES = 16
 #: Threads whose stacks are kept; see `_core/src/box.h`.
 STACKS_CAP = 32
-#: Boxes read in one go, and the longest of them: the rest are only removed.
+#: Boxes read in one go, the longest of them, and the events of each, the last: the
+#: rest are only removed.
 DEAD_CAP = 8
 BOX_BYTES_CAP = 600 << 20
+DEAD_EVENTS_CAP = 1 << 18
+#: Where a block says how long it is, where events are, how many fit, how many ever were.
+#: Source: sb_box in `_core/src/box.h`.
+_BYTES_AT, _EVENTS_AT, _HEAD_AT = 16, 104, 384
 _NAME = re.compile(r"box-([1-9][0-9]{0,9})-[0-9a-f]{12}")
 
 
@@ -102,25 +109,47 @@ class Box:
 
 @dataclass(frozen=True, slots=True)
 class Dead:
-    """What a process left that was killed."""
+    """What a process left that was killed. `id` is the same for whoever finds it."""
 
     pid: int
+    id: str
     timeline: Timeline
+    #: Remove its box now, to make room; else it is removed when the next is asked for.
+    remove: Callable[[], None]
 
 
 def take_dead(folder: Folder) -> Iterator[Dead]:
-    """The boxes of processes that were killed, newest first; each is had only once.
+    """The boxes of processes that were killed, newest first.
 
-    What is no readable box is removed. Blocks. Raises: FolderError.
+    Each is nobody else's until the next one is asked for, and then is gone. What is no
+    readable box is removed. Blocks. Raises: FolderError.
     """
     found = [name for name in folder.names() if _NAME.fullmatch(name)]
     for count, name in enumerate(_newest_first(folder, found)):
         with contextlib.suppress(FolderError, OSError):  # somebody was faster
-            block = _taken(folder, name, is_read=count < DEAD_CAP)
-            if block is not None:
-                with contextlib.suppress(RecordingFormatError):
-                    timeline = Timeline.read(block)
-                    yield Dead(timeline.pid, timeline)
+            yield from _taken(folder, name, is_read=count < DEAD_CAP)
+
+
+def last_events(block: bytes, events: int = DEAD_EVENTS_CAP) -> bytes:
+    """The block with so many events, a power of two, the last, if it holds more."""
+    if len(block) < _HEAD_AT + 8:
+        return block
+    at, room = struct.unpack_from("<QQ", block, _EVENTS_AT)
+    (head,) = struct.unpack_from("<Q", block, _HEAD_AT)
+    step = recording.EVENT_BYTES
+    if room <= events or len(block) != at + room * step:
+        return block
+    first = max(0, head - events)
+    cut = bytearray(block[:at] + bytes(events * step))
+    while first < head:  # in pieces that end at neither ring's edge
+        last = min(head, first - first % events + events)
+        place, source = at + first % events * step, at + first % room * step
+        length = (last - first) * step
+        cut[place : place + length] = block[source : source + length]
+        first = last
+    struct.pack_into("<Q", cut, _BYTES_AT, len(cut))
+    struct.pack_into("<Q", cut, _EVENTS_AT + 8, events)
+    return bytes(cut)
 
 
 def _newest_first(folder: Folder, names: list[str]) -> list[str]:
@@ -135,18 +164,24 @@ def _newest_first(folder: Folder, names: list[str]) -> list[str]:
     return [name for _, name in sorted(ages, reverse=True)]
 
 
-def _taken(folder: Folder, name: str, *, is_read: bool) -> bytes | None:
-    """The bytes of a box that nobody holds, which is then gone; else None."""
+def _taken(folder: Folder, name: str, *, is_read: bool) -> Iterator[Dead]:
+    """A box that nobody holds, which is gone afterwards."""
     file = folder.open(name, os.O_RDWR)
     with open(file, "rb", buffering=0) as box:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            return None
-        size = os.fstat(file).st_size
-        block = box.readall() if is_read and size <= BOX_BYTES_CAP else None
+            return
+        found = os.fstat(file)
+        if found.st_nlink == 0:  # somebody had it before us
+            return
+        if is_read and found.st_size <= BOX_BYTES_CAP:
+            with contextlib.suppress(RecordingFormatError):
+                line = Timeline.read(last_events(box.readall()))
+                number = name.rpartition("-")[2].zfill(16)
+                remove = partial(folder.remove, name)
+                yield Dead(line.pid, f"{line.pid}-{number}", line, remove)
         folder.remove(name)
-    return block
 
 
 def stack_text(frame: FrameType | None) -> str:

@@ -25,7 +25,7 @@ from stroboscope.errors import RecordingFormatError
 from stroboscope.formats import chrome, perfetto
 from stroboscope.formats.timeline import ALIVE, LOG, OPEN_RIGHT, Timeline
 from stroboscope.tracing import Recorder, recorder
-from stroboscope.tracing.blackbox import take_dead
+from stroboscope.tracing.blackbox import last_events, take_dead
 from stroboscope.workers.folder import Folder
 
 ROOT = Path(__file__).parents[2]
@@ -286,6 +286,28 @@ def test_a_torn_event_is_dropped_and_no_other(data: st.DataObject) -> None:
     line = Timeline.read(bytes(block))
 
     assert (line.torn, line.events) == (1, whole.events - 1)
+
+
+@pytest.mark.parametrize("count", [10, 1024, 1500, 5000])
+def test_of_a_long_ring_the_last_events_are_as_a_snapshot_has_them(count: int) -> None:
+    """A power of two of them, wherever the ring goes round; of a short one all."""
+    with recorded():
+        recorder.close()
+        recorder.configure("shop", 128 << 10)
+        recorder.set_flight(True)
+        for number in range(count):
+            with strobe.task(f"t{number % 7}"):
+                pass
+        whole, cut = recorder.snapshot(), recorder.snapshot(1024)
+    assert whole is not None
+    assert cut is not None
+
+    last, expected = Timeline.read(last_events(whole, 1024)), Timeline.read(cut)
+
+    assert last.task_rows == expected.task_rows
+    assert (last.events, last.torn) == (min(2 * count, 1024), 0)
+    assert last_events(whole) is whole
+    assert last_events(whole[:100]) == whole[:100]
 
 
 @pytest.mark.slow
