@@ -16,6 +16,7 @@ import secrets
 import struct
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -40,6 +41,8 @@ DEAD_EVENTS_CAP = 1 << 18
 #: Where a block says how long it is, where events are, how many fit, how many ever were.
 #: Source: sb_box in `_core/src/box.h`.
 _BYTES_AT, _EVENTS_AT, _HEAD_AT = 16, 104, 384
+#: From when a box is there to when it is locked and has its length, at most.
+_MAKES_S = 60.0
 _NAME = re.compile(r"box-([1-9][0-9]{0,9})-[0-9a-f]{12}")
 
 
@@ -168,6 +171,9 @@ def _taken(folder: Folder, name: str, *, is_read: bool) -> Iterator[Dead]:
     """A box that nobody holds, which is gone afterwards."""
     file = folder.open(name, os.O_RDWR)
     with open(file, "rb", buffering=0) as box:
+        made = os.fstat(file)
+        if made.st_size == 0 and time.time() - made.st_mtime < _MAKES_S:
+            return  # being made: to try its lock might cost its maker the file
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -20,12 +21,13 @@ from perfetto_sql import Processor
 from servers import GUNICORN, serving, token
 
 import stroboscope as strobe
+from stroboscope._core import recording
 from stroboscope.endpoints.blackboxes import at_work
 from stroboscope.errors import RecordingFormatError
 from stroboscope.formats import chrome, perfetto
 from stroboscope.formats.timeline import ALIVE, LOG, OPEN_RIGHT, Timeline
 from stroboscope.tracing import Recorder, recorder
-from stroboscope.tracing.blackbox import last_events, take_dead
+from stroboscope.tracing.blackbox import Box, last_events, take_dead
 from stroboscope.workers.folder import Folder
 
 ROOT = Path(__file__).parents[2]
@@ -170,6 +172,26 @@ def test_a_living_process_keeps_its_box(tmp_path: Path) -> None:
         assert list(Timeline.read(block).tasks()) == []
     finally:
         recorder.close()
+    assert folder.names() == []
+
+
+def test_a_box_that_is_being_made_is_nobodys(tmp_path: Path) -> None:
+    """A worker that looks for the dead as another begins costs that one nothing; what
+    was left like that long ago goes."""
+    folder = Folder(str(tmp_path), "shop")
+    name = "box-1234-0123456789ab"
+    os.close(folder.open(name))
+    with ThreadPoolExecutor(1) as pool:
+        looking = pool.submit(lambda: [list(take_dead(folder)) for _ in range(2000)])
+        for _ in range(50):
+            made = Box(folder, 1024, "shop")
+            recording.trace_close()
+            made.remove()
+        looking.result()
+
+    assert folder.names() == [name]
+    os.utime(tmp_path / "shop" / name, (1, 1))
+    assert list(take_dead(folder)) == []
     assert folder.names() == []
 
 
