@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import secrets
 import time
 import weakref
@@ -44,6 +45,8 @@ from stroboscope.settings import Settings
 from stroboscope.stalls import WATCH
 
 _log = logging.getLogger("stroboscope")
+#: What a server should have refused, and what would end a line where it is sent on.
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
 
 @dataclass(slots=True)
@@ -260,6 +263,8 @@ class Surface:
         length = request.header("content-length") or "0"
         if length.isascii() and length.isdigit() and int(length[:18]) > BODY_CAP:
             return refusal(request, 413, "body too large")
+        if _CONTROL.search("".join(value for _, value in request.headers)):
+            return refusal(request, 400, "a header has control characters")
         if admission.share is not None:
             path = admission.share.target.partition("?")[0]
         route, _ = find(path)

@@ -3,6 +3,7 @@
 import re
 import socket
 import ssl
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -23,6 +24,11 @@ PATH = "/debug/metrics"
 
 def talk(port: int, text: str) -> list[str]:
     """The status of every answer, until the server closes or says no more."""
+    return re.findall(r"HTTP/1\.[01] (\d{3})", said(port, text))
+
+
+def said(port: int, text: str) -> str:
+    """All that a server answers."""
     got = b""
     with socket.create_connection(("127.0.0.1", port), timeout=10) as one:
         one.sendall(text.encode("latin-1"))
@@ -32,33 +38,37 @@ def talk(port: int, text: str) -> list[str]:
                 got += chunk
         except (TimeoutError, ConnectionResetError):
             pass
-    return re.findall(r"HTTP/1\.[01] (\d{3})", got.decode("latin-1"))
+    return got.decode("latin-1")
+
+
+@pytest.fixture(scope="module", params=SERVERS)
+def port(request: pytest.FixtureRequest) -> Iterator[int]:
+    """Of one server of each kind, for all that is said to it."""
+    command, app = SERVERS[request.param]
+    with serving(command, app) as (base, _):
+        yield int(base.rpartition(":")[2])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SERVERS)
-def test_h48_plain_http_is_served(name: str) -> None:
+def test_h48_plain_http_is_served(port: int) -> None:
     """HTTP/1.0, the absolute form, pipelining; HEAD, OPTIONS and TRACE are 405."""
-    command, app = SERVERS[name]
-    with serving(command, app) as (base, _):
-        port = int(base.rpartition(":")[2])
-        last = f"Host: localhost\r\nAuthorization: {bearer('metrics')['Authorization']}\r\n"
-        close = f"{last}Connection: close\r\n\r\n"
-        statuses = {
-            "old": talk(port, f"GET {PATH} HTTP/1.0\r\n{last}\r\n"),
-            "hostless": talk(port, f"GET {PATH} HTTP/1.0\r\n{last[17:]}\r\n"),
-            "absolute": talk(
-                port, f"GET http://localhost:{port}{PATH} HTTP/1.1\r\n{close}"
-            ),
-            "piped": talk(
-                port,
-                f"GET {PATH} HTTP/1.1\r\n{last}\r\nGET {PATH} HTTP/1.1\r\n{close}",
-            ),
-            **{
-                method: talk(port, f"{method} {PATH} HTTP/1.1\r\n{close}")
-                for method in ("HEAD", "OPTIONS", "TRACE")
-            },
-        }
+    last = f"Host: localhost\r\nAuthorization: {bearer('metrics')['Authorization']}\r\n"
+    close = f"{last}Connection: close\r\n\r\n"
+    statuses = {
+        "old": talk(port, f"GET {PATH} HTTP/1.0\r\n{last}\r\n"),
+        "hostless": talk(port, f"GET {PATH} HTTP/1.0\r\n{last[17:]}\r\n"),
+        "absolute": talk(
+            port, f"GET http://localhost:{port}{PATH} HTTP/1.1\r\n{close}"
+        ),
+        "piped": talk(
+            port,
+            f"GET {PATH} HTTP/1.1\r\n{last}\r\nGET {PATH} HTTP/1.1\r\n{close}",
+        ),
+        **{
+            method: talk(port, f"{method} {PATH} HTTP/1.1\r\n{close}")
+            for method in ("HEAD", "OPTIONS", "TRACE")
+        },
+    }
 
     assert statuses == {
         "old": ["200"],
@@ -72,48 +82,68 @@ def test_h48_plain_http_is_served(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SERVERS)
-def test_h15_headers_cannot_be_smuggled(name: str) -> None:
+def test_h15_headers_cannot_be_smuggled(port: int) -> None:
     """Doubled, folded, joined and underscored: refused by the server or by us."""
-    command, app = SERVERS[name]
-    with serving(command, app) as (base, _):
-        port = int(base.rpartition(":")[2])
-        good = f"Authorization: {bearer('metrics')['Authorization']}\r\n"
+    good = f"Authorization: {bearer('metrics')['Authorization']}\r\n"
 
-        def ask(target: str, *lines: str) -> str:
-            sent = "".join(f"{line}\r\n" for line in lines)
-            first = f"GET {target} HTTP/1.1\r\nConnection: close\r\n"
-            (status,) = talk(port, f"{first}{sent}\r\n") or ["closed"]
-            return status
+    def ask(target: str, *lines: str) -> str:
+        sent = "".join(f"{line}\r\n" for line in lines)
+        first = f"GET {target} HTTP/1.1\r\nConnection: close\r\n"
+        (status,) = talk(port, f"{first}{sent}\r\n") or ["closed"]
+        return status
 
-        host = "Host: localhost"
-        plain = ask(PATH, host, good.strip())
-        refused = [
-            ask(PATH, host, "Host: evil.test", good.strip()),
-            ask(PATH, "Host: localhost, evil.test", good.strip()),
-            ask(PATH, "Host: localhost@evil.test", good.strip()),
-            ask(PATH, host, "Authorization: Bearer bad", good.strip()),
-            ask(PATH, host, good.strip(), "Authorization: Bearer bad"),
-            ask(PATH, host, "X-Authorization: x", good.replace("on:", "on :").strip()),
-            ask(PATH, host, "Sec_Fetch_Site: none", "Sec-Fetch-Site: cross-site", good),
-            ask(PATH, host, "Origin: http://localhost", "Origin: http://evil", good),
-            ask(PATH, host, "X-Forwarded-Host: localhost", "Origin: null", good),
-            ask(PATH, host, "X-Original-URL: /", "X-Rewrite-URL: /search"),
-            ask(PATH, host, "SSL-Client-Verify: SUCCESS", "SSL_CLIENT_S_DN: CN=a"),
-            ask(PATH, host, "Remote_User: ops", "X-Remote-User: ops"),
-        ]
-        # gunicorn lets a proxy on loopback move the application: the surface moves
-        # along, and asks all the same.
-        moved = ask("/x/debug/metrics", host, "Script_Name: /x")
-        elsewhere = [
-            ask(target, host)
-            for target in ("/x/../debug/metrics", "//debug/metrics", "/DEBUG/metrics")
-        ]
+    host = "Host: localhost"
+    plain = ask(PATH, host, good.strip())
+    refused = [
+        ask(PATH, host, "Host: evil.test", good.strip()),
+        ask(PATH, "Host: localhost, evil.test", good.strip()),
+        ask(PATH, "Host: localhost@evil.test", good.strip()),
+        ask(PATH, host, "Authorization: Bearer bad", good.strip()),
+        ask(PATH, host, good.strip(), "Authorization: Bearer bad"),
+        ask(PATH, host, "X-Authorization: x", good.replace("on:", "on :").strip()),
+        ask(PATH, host, "Sec_Fetch_Site: none", "Sec-Fetch-Site: cross-site", good),
+        ask(PATH, host, "Origin: http://localhost", "Origin: http://evil", good),
+        ask(PATH, host, "X-Forwarded-Host: localhost", "Origin: null", good),
+        ask(PATH, host, "X-Original-URL: /", "X-Rewrite-URL: /search"),
+        ask(PATH, host, "SSL-Client-Verify: SUCCESS", "SSL_CLIENT_S_DN: CN=a"),
+        ask(PATH, host, "Remote_User: ops", "X-Remote-User: ops"),
+    ]
+    # gunicorn lets a proxy on loopback move the application: the surface moves
+    # along, and asks all the same.
+    moved = ask("/x/debug/metrics", host, "Script_Name: /x")
+    elsewhere = [
+        ask(target, host)
+        for target in ("/x/../debug/metrics", "//debug/metrics", "/DEBUG/metrics")
+    ]
 
     assert plain == "200"
     assert set(refused) <= {"400", "401", "403", "closed"}
     assert set(elsewhere) == {"404"}
     assert moved in ("401", "404")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["Accept", "If-Match", "Origin", "User-Agent", "X-Request-Id", "Host"]
+)
+def test_h16_h35_no_line_of_an_answer_is_the_askers(port: int, name: str) -> None:
+    """Bare, doubled and folded ends of line and NUL in a header that is read: one
+    answer comes, if any, and nothing of it is what was sent."""
+    good = f"Authorization: {bearer('metrics')['Authorization']}\r\n"
+    host = "" if name == "Host" else "Host: localhost\r\n"
+    value = {"Host": "localhost", "Origin": "http://localhost"}.get(name, "text/plain")
+    for end in ("\r", "\n", "\0", "\r\n ", "\r\n\t", "\x0b", "\x85", "\u010a"):
+        sent = f"{name}: {value}{end}Set-Cookie: stolen=1".encode()
+        text = (
+            f"GET /debug/selfcheck HTTP/1.1\r\n{host}{good}"
+            f"{sent.decode('latin-1')}\r\nConnection: close\r\n\r\n"
+        )
+        answer = said(port, text)
+        head = answer.partition("\r\n\r\n")[0]
+        assert len(re.findall(r"HTTP/1\.[01] \d{3}", answer)) <= 1, end
+        assert "set-cookie" not in head.lower(), end
+        assert "stolen" not in answer, end
+        assert not set("\r\n\0") & set(head.replace("\r\n", "")), end
 
 
 @pytest.mark.slow
