@@ -16,7 +16,7 @@ from stroboscope._http.messages import JSON, Response, refusal
 from stroboscope.endpoints import evidence, fencing, native, stalls
 from stroboscope.endpoints.call import Call, as_json, one_line
 from stroboscope.endpoints.profiles import stacks_asked
-from stroboscope.errors import KnobConflict, KnobError
+from stroboscope.errors import FolderError, KnobConflict, KnobError
 from stroboscope.formats.prometheus import CONTENT_TYPE, Family, one, render
 from stroboscope.knobs import TTL_DEFAULT_S
 from stroboscope.labels import TABLE
@@ -277,6 +277,7 @@ def selfcheck(call: Call) -> Response:
             "process": os.getpid(),
             "keys": len(call.desk.settings.keys),
             "stall_watch": WATCH.failure or ("on" if WATCH.is_on else "off"),
+            "rundir": _rundir(call),
             "samples_left": _left(call),
             "evidence": call.desk.evidence.state(),
             "own_cpu_share": round(call.desk.governor.last, 5),
@@ -284,6 +285,19 @@ def selfcheck(call: Call) -> Response:
             "worker_model": "this worker answers for itself",
         }
     )
+
+
+def _rundir(call: Call) -> str:
+    """Whether workers can meet and leave something for each other, or why not."""
+    members = call.desk.members
+    if members is None:
+        return "off"
+    try:
+        members.processes()
+        members.folder.check()
+    except FolderError as error:
+        return str(error)
+    return "on"
 
 
 def _left(call: Call) -> str:

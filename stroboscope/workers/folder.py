@@ -30,6 +30,8 @@ FILE_CAP = 16 << 20
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,100}")
 #: How a file is named while it is written, and how long that takes at most.
 _NEW, _WRITES_S = "new.", 60.0
+#: What a file system that is full does not take.
+_PAGE = 4096
 _FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW
 
 
@@ -134,6 +136,22 @@ class Folder:
             except OSError:
                 os.unlink(new, dir_fd=folder)
                 raise
+
+    def check(self) -> None:
+        """See whether a file can be written here; nothing is left of it."""
+        name = f"{_NEW}{secrets.token_hex(6)}"
+        with self._explained(), self.opened() as folder:
+            descriptor = os.open(
+                name,
+                os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS,
+                0o600,
+                dir_fd=folder,
+            )
+            try:
+                os.write(descriptor, bytes(_PAGE))
+            finally:
+                os.unlink(name, dir_fd=folder)
+                os.close(descriptor)
 
     def clean(self) -> None:
         """Remove what a writer left that was killed while it wrote."""

@@ -9,18 +9,23 @@ from __future__ import annotations
 
 import _socket
 import contextlib
+import logging
 import os
 import re
 import sys
 import time
+from collections.abc import Iterator
 
 from stroboscope._core import engine
 from stroboscope.errors import FolderError
 from stroboscope.workers.folder import Folder
 
+_log = logging.getLogger("stroboscope")
 _OF_PROCESS = re.compile(r"([1-9][0-9]{0,9})\.[a-z]+")
 _ALIVE, _SOCKET = ".alive", ".sock"
 _BACKLOG = 64
+#: So long a folder that was deleted may be without somebody who was in it.
+RETURNS_S = 2.0
 #: A lock that is still held after so long is another process's for good.
 _LOOKED_AT_S, _STEP_S = 0.2, 0.005
 
@@ -33,6 +38,9 @@ class Members:
         self._process = 0
         self._lock: int | None = None
         self._socket_inode = 0
+        self._seen: tuple[int, int] | None = None
+        self._knows_s = 0.0
+        self._failure = ""
 
     @property
     def name(self) -> str:
@@ -46,6 +54,8 @@ class Members:
         """
         if not hasattr(_socket, "SO_PEERCRED"):
             raise FolderError("this system does not say who is at a socket's other end")
+        if self._socket_inode:
+            self._knows_s = time.monotonic() + RETURNS_S
         self._release()
         self._process = process = os.getpid()
         self._lock = self._locked(f"{process}{_ALIVE}")
@@ -56,7 +66,7 @@ class Members:
             )
         self._remove_all(process, but=_ALIVE)
         self.folder.clean()
-        self.processes()  # the dead may have left something, and nobody looked
+        self._alive()  # the dead may have left something, and nobody looked
         return self._bind(f"{process}{_SOCKET}")
 
     def is_in(self) -> bool:
@@ -80,7 +90,37 @@ class Members:
         self._release()
 
     def processes(self) -> list[int]:
-        """Those that listen, in order; the dead are removed. Raises: FolderError."""
+        """Those that listen, in order; the dead are removed.
+
+        Raises: FolderError, also while some may not have come back yet to a folder that
+        was deleted.
+        """
+        with self._telling():
+            with self.folder.opened() as folder:
+                found = os.fstat(folder)
+            if self._seen not in (None, (found.st_dev, found.st_ino)):
+                self._knows_s = time.monotonic() + RETURNS_S
+            self._seen = (found.st_dev, found.st_ino)
+            is_out = self._process == os.getpid() and self._socket_inode
+            if time.monotonic() < self._knows_s or (is_out and not self.is_in()):
+                raise FolderError(f"{self.folder.path} was deleted a moment ago")
+            return self._alive()
+
+    @contextlib.contextmanager
+    def _telling(self) -> Iterator[None]:
+        """Say once that nobody meets here and why, and once that it is over."""
+        try:
+            yield
+        except FolderError as error:
+            if self._failure != str(error):
+                _log.warning("stroboscope: this worker answers for itself: %s", error)
+            self._failure = str(error)
+            raise
+        if self._failure:
+            self._failure = ""
+            _log.warning("stroboscope: workers meet again in %s", self.folder.path)
+
+    def _alive(self) -> list[int]:
         names = self.folder.names()
         found = {int(one[1]) for one in map(_OF_PROCESS.fullmatch, names) if one}
         alive = []
@@ -147,6 +187,7 @@ class Members:
                 self.folder.remove(name)
 
     def _release(self) -> None:
+        self._socket_inode = 0
         held, self._lock = self._lock, None
         if held is not None:
             os.close(held)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -167,6 +168,34 @@ def test_a_deleted_folder_is_entered_again(tmp_path: Path) -> None:
         answer = one.ask("/workers", "metrics")
 
         assert answer.json()["workers"][0]["pid"] == one.pid
+
+
+def test_nobody_is_alone_in_a_folder_that_was_deleted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until it has come back itself, and the others had their time to: said once."""
+    monkeypatch.setattr("stroboscope.workers.members.RETURNS_S", 0.3)
+    one = members(tmp_path)
+    listening = one.enter()
+    assert one.processes() == [os.getpid()]
+    shutil.rmtree(tmp_path / "shop")
+
+    for _ in range(3):
+        with pytest.raises(FolderError, match="deleted a moment ago"):
+            one.processes()
+    again = one.enter()
+    with pytest.raises(FolderError, match="deleted a moment ago"):
+        one.processes()
+    time.sleep(0.4)
+
+    assert one.processes() == [os.getpid()]
+    assert [line.split(": ")[1][:20] for line in caplog.messages] == [
+        "this worker answers ",
+        "workers meet again i",
+    ]
+    listening.close()
+    again.close()
+    one.leave()
 
 
 def test_a_child_of_a_worker_is_no_worker(tmp_path: Path) -> None:
