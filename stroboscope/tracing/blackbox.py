@@ -13,7 +13,6 @@ import fcntl
 import os
 import re
 import secrets
-import struct
 import sys
 import threading
 import time
@@ -25,6 +24,7 @@ from typing import Protocol
 
 from stroboscope._core import engine, recording
 from stroboscope.errors import FolderError, RecordingFormatError
+from stroboscope.formats.blocks import last_events
 from stroboscope.formats.names import plain
 from stroboscope.formats.timeline import Timeline
 
@@ -38,9 +38,6 @@ STACKS_CAP = 32
 DEAD_CAP = 8
 BOX_BYTES_CAP = 600 << 20
 DEAD_EVENTS_CAP = 1 << 18
-#: Where a block says how long it is, where events are, how many fit, how many ever were.
-#: Source: sb_box in `_core/src/box.h`.
-_BYTES_AT, _EVENTS_AT, _HEAD_AT = 16, 104, 384
 #: From when a box is there to when it is locked and has its length, at most.
 _MAKES_S = 60.0
 _NAME = re.compile(r"box-([1-9][0-9]{0,9})-[0-9a-f]{12}")
@@ -133,28 +130,6 @@ def take_dead(folder: Folder) -> Iterator[Dead]:
             yield from _taken(folder, name, is_read=count < DEAD_CAP)
 
 
-def last_events(block: bytes, events: int = DEAD_EVENTS_CAP) -> bytes:
-    """The block with so many events, a power of two, the last, if it holds more."""
-    if len(block) < _HEAD_AT + 8:
-        return block
-    at, room = struct.unpack_from("<QQ", block, _EVENTS_AT)
-    (head,) = struct.unpack_from("<Q", block, _HEAD_AT)
-    step = recording.EVENT_BYTES
-    if room <= events or len(block) != at + room * step:
-        return block
-    first = max(0, head - events)
-    cut = bytearray(block[:at] + bytes(events * step))
-    while first < head:  # in pieces that end at neither ring's edge
-        last = min(head, first - first % events + events)
-        place, source = at + first % events * step, at + first % room * step
-        length = (last - first) * step
-        cut[place : place + length] = block[source : source + length]
-        first = last
-    struct.pack_into("<Q", cut, _BYTES_AT, len(cut))
-    struct.pack_into("<Q", cut, _EVENTS_AT + 8, events)
-    return bytes(cut)
-
-
 def _newest_first(folder: Folder, names: list[str]) -> list[str]:
     ages = []
     for name in names:
@@ -183,7 +158,7 @@ def _taken(folder: Folder, name: str, *, is_read: bool) -> Iterator[Dead]:
             return
         if is_read and found.st_size <= BOX_BYTES_CAP:
             with contextlib.suppress(RecordingFormatError):
-                line = Timeline.read(last_events(box.readall()))
+                line = Timeline.read(last_events(box.readall(), DEAD_EVENTS_CAP))
                 number = name.rpartition("-")[2].zfill(16)
                 remove = partial(folder.remove, name)
                 yield Dead(line.pid, f"{line.pid}-{number}", line, remove)

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from stroboscope._core import engine
 from stroboscope.formats import chrome, perfetto
+from stroboscope.formats.blocks import first_events
 from stroboscope.formats.callstacks import Callstacks
 from stroboscope.formats.callstacks import encode as encode_callstacks
 from stroboscope.formats.timeline import Timeline
@@ -24,6 +25,14 @@ from stroboscope.tracing.recorder import recorder
 Facts = Sequence[tuple[str, str | int]]
 
 FORMATS = ("perfetto", "json")
+#: What is answered is no longer than that.
+BYTES_CAP = 50_000_000
+#: Of one with so many events such a part is tried first, for to encode much more than
+#: can be answered would only take memory and time; and then so much more than that says.
+_TRIED_FROM, _TRIED_OF, _FURTHER = 200_000, 16, 1.05
+#: One that is too long is encoded again with so much of it at most, unless it has so few
+#: events: then it is something else that is long.
+_CLOSER, _FEWEST = 0.97, 1000
 
 
 def record(
@@ -48,7 +57,38 @@ def record(
     said = (*said, *taken.facts, ("own_cpu_us", cpu_us))
     timeline = replace(Timeline.read(taken.block), trace_url=trace_url)
     KEPT.keep(timeline)
-    return encode(timeline, form, said, breathe, samples.callstacks)
+
+    def encoded(line: Timeline, facts: Facts) -> bytes:
+        return encode(line, form, facts, breathe, samples.callstacks)
+
+    return within(timeline, said, encoded)
+
+
+def within(
+    timeline: Timeline,
+    facts: Facts,
+    encoded: Callable[[Timeline, Facts], bytes],
+    cap: int = BYTES_CAP,
+) -> bytes:
+    """It encoded in at most so many bytes: of what is more the end is left out.
+
+    How much, the first slice says.
+    """
+
+    def first(events: int) -> bytes:
+        line, cut = timeline, max(0, timeline.events - events)
+        if cut:
+            block = first_events(timeline.block, events)
+            line = replace(Timeline.read(block), trace_url=timeline.trace_url)
+        return encoded(line, (*facts, ("bytes_cap", cap), ("events_left_out", cut)))
+
+    events = timeline.events
+    if events > _TRIED_FROM:
+        tried = events // _TRIED_OF
+        events = min(events, int(_FURTHER * tried * cap / len(first(tried))))
+    while len(body := first(events)) > cap and events > _FEWEST:
+        events = int(events * min(_CLOSER, cap / len(body)))
+    return body
 
 
 def _collectors() -> list[Collector]:

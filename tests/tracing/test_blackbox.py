@@ -25,9 +25,10 @@ from stroboscope._core import recording
 from stroboscope.endpoints.blackboxes import at_work
 from stroboscope.errors import RecordingFormatError
 from stroboscope.formats import chrome, perfetto
+from stroboscope.formats.blocks import first_events, last_events
 from stroboscope.formats.timeline import ALIVE, LOG, OPEN_RIGHT, Timeline
 from stroboscope.tracing import Recorder, recorder
-from stroboscope.tracing.blackbox import Box, last_events, take_dead
+from stroboscope.tracing.blackbox import Box, take_dead
 from stroboscope.workers.folder import Folder
 
 ROOT = Path(__file__).parents[2]
@@ -259,6 +260,9 @@ def read_or_refuse(block: bytes) -> None:
         return
     perfetto.encode(line)
     chrome.encode(line)
+    for cut in (first_events(block, 3), last_events(block, 4)):
+        with contextlib.suppress(RecordingFormatError):
+            Timeline.read(cut)
     for task in line.tasks():
         assert line.task(task.serial) == task
         list(line.spans_of(task))
@@ -328,8 +332,8 @@ def test_of_a_long_ring_the_last_events_are_as_a_snapshot_has_them(count: int) -
 
     assert last.task_rows == expected.task_rows
     assert (last.events, last.torn) == (min(2 * count, 1024), 0)
-    assert last_events(whole) is whole
-    assert last_events(whole[:100]) == whole[:100]
+    assert last_events(whole, 1 << 20) is whole
+    assert last_events(whole[:100], 1024) == whole[:100]
 
 
 @pytest.mark.slow

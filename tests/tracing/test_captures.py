@@ -11,8 +11,8 @@ import pytest
 import stroboscope as strobe
 from stroboscope._core import recording
 from stroboscope.errors import EngineUnavailable
-from stroboscope.formats.timeline import LOG, OPEN_LEFT, Timeline
-from stroboscope.tracing import Recorder, recorder
+from stroboscope.formats.timeline import LOG, OPEN_LEFT, OPEN_RIGHT, Timeline
+from stroboscope.tracing import Recorder, captures, recorder
 
 SMALLEST = 32 << 10  # 1024 events
 
@@ -111,6 +111,51 @@ def test_a_capture_that_is_full_ends_and_says_so(
     assert capture.ended == "full"
     assert time.monotonic() - began < 20
     assert Timeline.read(capture.block).events == 5000
+
+
+@pytest.mark.parametrize("tried_from", [1000, 10**9])
+@pytest.mark.parametrize("form", captures.FORMATS)
+def test_what_is_sent_is_below_the_cap_and_says_what_is_left_out(
+    flight: Recorder, form: str, tried_from: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its end is cut off: what is there begins at its beginning and is whole."""
+    monkeypatch.setattr(captures, "_TRIED_FROM", tried_from)
+    flight.close()
+    flight.configure("shop", 4 << 20)
+    flight.set_flight(True)
+    with strobe.task("before"):
+        recording.trace_capture_begin(100_000)
+        for number in range(8000):
+            with strobe.task("job"), strobe.region(f"r{number % 10}"):
+                pass
+        line = taken()
+    lines = []
+
+    def encoded(cut: Timeline, facts: captures.Facts) -> bytes:
+        lines.append((cut, dict(facts)))
+        return captures.encode(cut, form, facts)
+
+    whole = len(captures.encode(line, form))
+    body = captures.within(line, (), encoded, whole // 3)
+
+    assert whole // 5 < len(body) <= whole // 3
+    last, facts = lines[-1]
+    assert (facts["bytes_cap"], facts["events_left_out"]) == (
+        whole // 3,
+        line.events - last.events,
+    )
+    assert (last.torn, last.from_ns) == (0, line.from_ns)
+    assert last.to_ns < line.to_ns
+    known = {task.serial: task for task in line.tasks()}
+    closed = [task for task in last.tasks() if not task.flags & OPEN_RIGHT]
+    assert len(closed) > 1000
+    assert all(known[t.serial].end_ns == t.end_ns for t in closed)
+    names = {last.name(task.name) for task in last.tasks()}
+    assert names == {"before", "job"}
+    assert b"events_left_out" in body
+    # Of one that fits nothing is left out, and that is said as well.
+    assert captures.within(line, (), encoded, 2 * whole)
+    assert lines[-1][1]["events_left_out"] == 0
 
 
 def test_a_client_that_goes_away_ends_it(flight: Recorder) -> None:
