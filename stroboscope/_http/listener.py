@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import _socket
 import atexit
+import contextlib
 import logging
 import os
 from collections.abc import Callable
@@ -22,6 +23,8 @@ from stroboscope.errors import FolderError, PortTaken
 from stroboscope.workers.members import peer_of
 
 _log = logging.getLogger("stroboscope")
+#: Connections at once, of which each has a thread. One more is let in at the cost of the
+#: one that has kept us waiting longest, to send its request or to take its answer.
 CONNECTIONS_CAP = 32
 #: How often the listener looks after itself: what holds for the host holds here within a
 #: second, another worker has the admin port of one that died within two, and a worker
@@ -95,7 +98,8 @@ class Listener:
         self._end = end
         self._process = 0
         self._listening: _socket.socket | None = None
-        self._connections: set[_socket.socket] = set()
+        #: Oldest first; whether it is the client that has to do something.
+        self._connections: dict[_socket.socket, bool] = {}
         self._is_registered = False
         #: What other surfaces of this process want called in each turn.
         self.followers: list[Callable[[], object]] = []
@@ -139,9 +143,9 @@ class Listener:
         self._door.after_fork()
         if self._listening is not None:
             self._listening.close()
-        for connection in self._connections:
+        for connection in list(self._connections):
             connection.close()
-        self._listening, self._connections, self.followers = None, set(), []
+        self._listening, self._connections, self.followers = None, {}, []
         self._process = 0
         self.failure = "not started"
         _OWNERS.pop(self._door.name, None)
@@ -192,15 +196,31 @@ class Listener:
         except OSError:
             return  # closed by `stop`
         connection = _socket.socket(fileno=descriptor)
-        if len(self._connections) >= CONNECTIONS_CAP:
+        if len(self._connections) >= CONNECTIONS_CAP and not self._make_room():
             connection.close()
             return
-        self._connections.add(connection)
+        self._connections[connection] = True
         try:
             engine.start_thread(lambda: self._serve(connection))
         except RuntimeError:  # no thread to be had
-            self._connections.discard(connection)
+            self._connections.pop(connection, None)
             connection.close()
+
+    def _make_room(self) -> bool:
+        """Hang up on the client that keeps us waiting longest; whether there is one."""
+        for connection, is_waiting in list(self._connections.items()):
+            if is_waiting and self._connections.pop(connection, False):
+                # Its thread wakes up, and closes it.
+                with contextlib.suppress(OSError):
+                    connection.shutdown(_socket.SHUT_RDWR)
+                return True
+        return False
+
+    def _waits(self, connection: _socket.socket, *, is_waiting: bool) -> None:
+        """From now on it is the client, or are we, who has to do something."""
+        if self._connections.pop(connection, None) is None:
+            raise OSError("another one needed the room")
+        self._connections[connection] = is_waiting
 
     def _serve(self, connection: _socket.socket) -> None:
         try:
@@ -213,16 +233,18 @@ class Listener:
         except Exception as error:  # a thread of ours: nobody else would see it
             _log.error("stroboscope: listener", exc_info=error)
         finally:
-            self._connections.discard(connection)
+            self._connections.pop(connection, None)
             connection.close()
 
     def _welcome(self, guest: Guest, connection: _socket.socket) -> None:
         request, rest = read(guest.connection, guest.peer, is_local=guest.is_local)
         # Blocking from here on: a look for its end must not wait for data.
         connection.settimeout(None)
+        self._waits(connection, is_waiting=False)
         answer = self._answer(
             request, connection, lambda: read_body(guest.connection, request, rest)
         )
+        self._waits(connection, is_waiting=True)
         send(guest.connection, answer)
         guest.connection.close()
 

@@ -40,6 +40,12 @@ def held(process: int) -> Held:
     return Held(files, sockets, len(list((proc / "task").iterdir())))
 
 
+def resident_bytes(process: int) -> int:
+    """Memory of a process that is not swapped out."""
+    pages = Path(f"/proc/{process}/statm").read_text().split()[1]
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
 @contextmanager
 def nothing_leaks(
     processes: Iterable[int], folder: Path | None = None
