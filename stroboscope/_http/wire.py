@@ -24,6 +24,8 @@ HEAD_CAP = 16_384
 HEAD_SECONDS_CAP = 5.0
 #: How long a reader may take for a whole answer.
 SEND_SECONDS_CAP = 60.0
+#: A longer body is not copied to go out in one piece with its head.
+_COPIED_CAP = 65_536
 
 
 class Connection(Protocol):
@@ -115,4 +117,8 @@ def send(connection: Connection, response: Response) -> None:
     lines += [f"{key}: {value}" for key, value in response.all_headers()]
     head = "\r\n".join([*lines, "Connection: close", "", ""]).encode("latin-1")
     connection.settimeout(SEND_SECONDS_CAP)
-    connection.sendall(head + response.body)
+    if len(response.body) <= _COPIED_CAP:
+        connection.sendall(head + response.body)
+    else:
+        connection.sendall(head)
+        connection.sendall(response.body)
