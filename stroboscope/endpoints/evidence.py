@@ -254,8 +254,9 @@ class Evidence:
         why = self._put(self._described(name, hit), block, _digest(hit.endpoint))
         if not why:
             _log.warning(
-                "stroboscope: evidence %s: %s %s: %s",
+                "stroboscope: evidence %s: %s %s: %s%s",
                 *(name, hit.rule, hit.endpoint, hit.reason),
+                f" (trace {hit.trace_id})" if hit.trace_id else "",
             )
         return why
 

@@ -35,6 +35,8 @@ class ASGIRequest(Observed):
                 self.status = int(message.get("status", 0))
                 if self.is_recorded:
                     self.tell_span()
+            elif self.span_is_inside and not message.get("more_body"):
+                self.judge()
         except (AttributeError, LookupError, TypeError, ValueError):
             pass  # no message at all: the server says so, not we
         return self._send(message)

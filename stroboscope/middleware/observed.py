@@ -156,10 +156,12 @@ class Observed:
         "cell",
         "ended_ns",
         "inside",
+        "is_judged",
         "is_recorded",
         "labeller",
         "method",
         "span",
+        "span_is_inside",
         "status",
         "tenant",
         "tenant_known",
@@ -184,8 +186,12 @@ class Observed:
         self.before: LabelCell | None = None
         #: OpenTelemetry's span of the request, once it is known, until the end.
         self.span: Any = None
+        #: Whether that span ends before we do.
+        self.span_is_inside = False
         #: Whether its task was recorded when it began.
         self.is_recorded = False
+        #: Whether a rule was met, before the end.
+        self.is_judged = False
         labeller.begin()
         if recording.trace_wanted():
             self._begin_task(self.cell)
@@ -204,7 +210,7 @@ class Observed:
         """A span of its own began: the first is the request's, and the task's ids."""
         cell = self.cell
         if self.span is None and cell is not None and cell.recorded:
-            self.span = span
+            self.span, self.span_is_inside = span, True
             cell.link_task(otel.link_of(span))
             otel.name_task(span, cell)
 
@@ -232,6 +238,14 @@ class Observed:
             otel.tell(self.span, told)
         except Exception as error:  # the response must not see it
             self.labeller.failed(error, "linking a span")
+
+    def judge(self) -> None:
+        """The response all but is over: the last time that a span inside can be told."""
+        if self.span_is_inside and TRIGGERS.are_on and not self.is_judged:
+            self.ended_ns = time.monotonic_ns()  # its labels are those of its end
+            took_ns = self.ended_ns - self.began_ns
+            self.is_judged = TRIGGERS.judged(self, took_ns, self.status)
+            self.ended_ns = 0
 
     def route_of_span(self) -> str | None:
         """The route that OpenTelemetry's instrumentation knows, where it is a template.
@@ -292,7 +306,8 @@ class Observed:
                 self.tell_span()
             self._end_task(cell)
         if TRIGGERS.are_on:
-            TRIGGERS.ended(self, self.ended_ns - self.began_ns, self.status)
+            took_ns = self.ended_ns - self.began_ns
+            TRIGGERS.ended(self, took_ns, self.status, is_judged=self.is_judged)
         self.cell = self.inside = self.span = None
 
     def _end_task(self, cell: LabelCell) -> None:

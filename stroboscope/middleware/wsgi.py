@@ -43,6 +43,7 @@ class WSGIRequest(ThreadObserved):
         keep_rule(self.carrier)
         if self.is_recorded:
             self.tell_span()
+            self.judge()
         return self._start_response(status, headers, *rest)
 
 

@@ -101,22 +101,38 @@ class Triggers:
                 self._looks_in = 0
                 raise
 
-    def ended(self, request: Ended, took_ns: int, status: int) -> None:
-        """A request is over. What has no status, such as a WebSocket, is never late."""
+    def ended(
+        self, request: Ended, took_ns: int, status: int, *, is_judged: bool = False
+    ) -> None:
+        """A request is over; whether it has met a rule before.
+
+        What has no status, such as a WebSocket, is never late.
+        """
         try:
             limit_ns: float = self._latency_ns
             if self._factor and status:
                 known = self._known(request.task_name() or "")
                 known.recent.append(took_ns)
                 limit_ns = min(limit_ns, known.limit_ns)
-            if status >= self._error_from:
-                self._hit(request, "error", f"status {status}")
-            elif took_ns > limit_ns and status:
-                rule = "latency" if took_ns > self._latency_ns else "p99"
-                above = f"above {limit_ns / 1e9:.3g} s"
-                self._hit(request, rule, f"it took {took_ns / 1e9:.3f} s, {above}")
+            if status >= self._error_from or (took_ns > limit_ns and status):
+                if not is_judged:
+                    self._meet(request, took_ns, status, limit_ns)
         except Exception:  # the request is over, and nothing of ours may break it
             self.failures += 1
+
+    def judged(self, request: Ended, took_ns: int, status: int) -> bool:
+        """Whether a request that took so long up to now meets a rule; then it is a hit."""
+        try:
+            limit_ns: float = self._latency_ns
+            if self._factor and status:
+                known = self._known(request.task_name() or "")
+                limit_ns = min(limit_ns, known.limit_ns)
+            if status >= self._error_from or (took_ns > limit_ns and status):
+                self._meet(request, took_ns, status, limit_ns)
+                return True
+        except Exception:  # as above
+            self.failures += 1
+        return False
 
     def stalled(self, stall: Any) -> None:
         """A stall is over: a `stalls.Stall`, of the watch's own thread."""
@@ -148,6 +164,14 @@ class Triggers:
         if rules.tasks:
             count = sum(len(tasks) for tasks in task_sets(self.loops()))
             self._compare("tasks", count, rules.tasks, "asyncio tasks")
+
+    def _meet(self, request: Ended, took_ns: int, status: int, limit_ns: float) -> None:
+        if status >= self._error_from:
+            self._hit(request, "error", f"status {status}")
+            return
+        rule = "latency" if took_ns > self._latency_ns else "p99"
+        above = f"above {limit_ns / 1e9:.3g} s"
+        self._hit(request, rule, f"it took {took_ns / 1e9:.3f} s, {above}")
 
     def _known(self, endpoint: str) -> Latencies:
         found = self._endpoints.get(endpoint)

@@ -1,5 +1,6 @@
 """Evidence is kept under its budget, given to those who may read traces, and counted."""
 
+import asyncio
 import json
 import os
 import resource
@@ -10,8 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from asking import (
+    BASE,
     KEY,
     FakeClock,
     admin,
@@ -21,7 +24,12 @@ from asking import (
     token,
     wsgi_inner,
 )
-from opentelemetry.sdk.trace import TracerProvider
+from fastapi import FastAPI
+from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
+from opentelemetry.instrumentation.wsgi import (
+    OpenTelemetryMiddleware as OpenTelemetryWSGI,
+)
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import format_span_id, format_trace_id
@@ -33,11 +41,12 @@ from stroboscope.endpoints import evidence as module
 from stroboscope.endpoints.evidence import Evidence
 from stroboscope.errors import SettingsError
 from stroboscope.formats.timeline import Timeline
+from stroboscope.integrations import asgi as our_asgi
 from stroboscope.integrations import wsgi
 from stroboscope.rules import Rules
 from stroboscope.settings import Settings
 from stroboscope.testing.canaries import planted
-from stroboscope.tracing import Recorder, recorder
+from stroboscope.tracing import Recorder, SpanLinks, recorder
 from stroboscope.tracing.triggers import TRIGGERS, Hit
 from stroboscope.workers.folder import Folder
 
@@ -451,6 +460,121 @@ def test_the_span_of_the_request_says_where_its_evidence_is(
     }
     assert piece.about["trace_id"] == format_trace_id(span.context.trace_id)
     assert piece.about["span_id"] == format_span_id(span.context.span_id)
+
+
+class Inside:
+    """A service whose instrumentation is inside of our middleware."""
+
+    def __init__(self, base: Path, rules: str) -> None:
+        self.exporter = InMemorySpanExporter()
+        self.provider = TracerProvider()
+        self.provider.add_span_processor(SpanLinks())
+        self.provider.add_span_processor(SimpleSpanProcessor(self.exporter))
+        self.settings = Settings(
+            keys=(KEY,),
+            service="shop",
+            evidence=rules,
+            evidence_dir=str(base),
+            public_url="https://shop.example",
+        )
+
+    def server(self) -> ReadableSpan:
+        (found,) = [
+            one
+            for one in self.exporter.get_finished_spans()
+            if one.kind.name == "SERVER"
+        ]
+        return found
+
+    def fastapi(self, path: str) -> Evidence:
+        """What is kept of one request to a FastAPI application."""
+        app = FastAPI()
+
+        @app.get("/slow")
+        async def slow() -> None:
+            await asyncio.sleep(0.03)
+
+        @app.get("/broken")
+        async def broken() -> None:
+            raise ValueError
+
+        FastAPIInstrumentor.instrument_app(app, tracer_provider=self.provider)
+        served = our_asgi.Stroboscope(app, self.settings)
+        served.surface.wake()
+
+        async def run() -> None:
+            transport = httpx.ASGITransport(served, raise_app_exceptions=False)
+            async with httpx.AsyncClient(transport=transport, base_url=BASE) as client:
+                await client.get(path)
+
+        asyncio.run(run())
+        return settled(served.surface.desk.evidence, 1)
+
+    def flask(self, path: str) -> Evidence:
+        """The same of WSGI."""
+
+        def app(environ: Any, start_response: Any) -> list[bytes]:
+            status = "503 Busy" if environ["PATH_INFO"] == "/broken" else "200 OK"
+            time.sleep(0.03)
+            start_response(status, [("Content-Type", "text/plain")])
+            return [b""]
+
+        inner = OpenTelemetryWSGI(app, tracer_provider=self.provider)
+        served = wsgi.Stroboscope(inner, self.settings)
+        served.surface.wake()
+        Client(served).get(path).close()
+        return settled(served.surface.desk.evidence, 1)
+
+
+@pytest.mark.parametrize("kind", ["fastapi", "flask"])
+@pytest.mark.parametrize(
+    ("rules", "path", "rule"),
+    [("errors", "/broken", "error"), ("latency=0.02", "/slow", "latency")],
+)
+def test_a_span_inside_of_us_says_where_its_evidence_is(
+    tmp_path: Path, flight: Recorder, kind: str, rules: str, path: str, rule: str
+) -> None:
+    """Judged while it is open, and only once; with all labels of the request's end."""
+    inside = Inside(tmp_path, rules)
+
+    made = getattr(inside, kind)(path)
+
+    (piece,) = made.pieces()
+    span = inside.server()
+    (event,) = [one for one in span.events if one.name == "stroboscope.evidence"]
+    assert event.attributes is not None
+    assert event.attributes["stroboscope.evidence.id"] == piece.id
+    assert event.attributes["stroboscope.evidence.rule"] == rule
+    assert span.attributes is not None
+    assert span.attributes["stroboscope.url"].endswith(piece.id)  # type: ignore[union-attr]
+    assert span.context is not None
+    assert piece.about["span_id"] == format_span_id(span.context.span_id)
+    assert piece.about["labels"].keys() >= {"status", "latency"}
+    assert (made.kept, made.dropped) == (1, {})
+
+
+def test_what_an_open_span_cannot_know_is_in_the_log(
+    tmp_path: Path, flight: Recorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An exception that nobody inside answered: the span is over, its trace is named."""
+    inside = Inside(tmp_path, "errors")
+
+    def app(environ: Any, start_response: Any) -> list[bytes]:
+        raise ValueError
+
+    inner = OpenTelemetryWSGI(app, tracer_provider=inside.provider)
+    served = wsgi.Stroboscope(inner, inside.settings)
+    served.surface.wake()
+    with pytest.raises(ValueError, match=r"^$"):
+        Client(served).get("/")
+    (piece,) = settled(served.surface.desk.evidence, 1).pieces()
+
+    span = inside.server()
+    assert span.context is not None
+    trace_id = format_trace_id(span.context.trace_id)
+    assert piece.about["trace_id"] == trace_id
+    (said,) = [r.message for r in caplog.records if piece.id in r.message]
+    assert said.endswith(f"(trace {trace_id})")
 
 
 def test_a_sidecar_has_the_evidence_of_workers_that_are_gone(

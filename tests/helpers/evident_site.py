@@ -27,6 +27,13 @@ async def slow(item: int) -> dict[str, int]:
         return {"item": item}
 
 
+@app.get("/wait/{ms}")
+async def wait(ms: int) -> int:
+    with strobe.region("wait"):
+        await asyncio.sleep(ms / 1000)
+    return ms
+
+
 @app.get("/broken")
 async def broken() -> None:
     with strobe.region("db.broken"):

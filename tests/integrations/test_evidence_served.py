@@ -1,7 +1,9 @@
 """Evidence on real servers: what a rule met is kept, once, and given out by everybody."""
 
+import asyncio
 import contextlib
 import os
+import re
 import signal
 import time
 from typing import Any
@@ -10,6 +12,9 @@ import httpx
 import pytest
 from perfetto_sql import Processor, missing, processing
 from servers import GUNICORN, UVICORN, serving, token
+
+from stroboscope.tracing.latencies import KNOWN_AFTER
+from stroboscope.tracing.triggers import LOOK_EVERY_S
 
 ASGI, WSGI = "evident_site:app", "evident_site:flask_app"
 RULES = "latency=0.2 window=60"
@@ -50,8 +55,9 @@ def processor() -> Any:
     [
         (UVICORN, ASGI, {"db.fetch", "render"}),
         (GUNICORN + "--threads 4 ", WSGI, {"db.fetch"}),
+        (GUNICORN + "-k gevent ", WSGI, {"db.fetch"}),
     ],
-    ids=["uvicorn", "gunicorn"],
+    ids=["uvicorn", "gunicorn", "gevent"],
 )
 def test_a_slow_request_among_fast_ones_leaves_one_piece(
     command: str, app: str, regions: set[str], processor: Processor
@@ -121,6 +127,56 @@ def test_each_rule_leaves_its_piece(
         "select string_value as said from args where key = 'debug.rule'"
     )
     assert [row["said"] for row in facts] == [rule]
+
+
+def test_what_is_slow_for_its_endpoint_leaves_its_piece() -> None:
+    """As soon as the endpoint is known; nobody has said what slow is."""
+    rules = {"STROBOSCOPE_EVIDENCE": "p99=8"}
+    with serving(UVICORN, ASGI, **rules) as (base, _), httpx.Client() as client:
+        client.get(f"{base}/wait/300")  # of an endpoint that is not known yet
+        for _ in range(KNOWN_AFTER + 20):
+            client.get(f"{base}/wait/0")
+        time.sleep(2 * LOOK_EVERY_S)
+        assert listed(base, count=0) == []
+        client.get(f"{base}/wait/2000")
+        (one,) = listed(base)
+
+    assert one["parameters"]["rule"] == "p99"
+    assert one["reason"].startswith("p99: /wait/{ms} it took 2.")
+
+
+def test_a_hundred_hits_at_once_keep_to_the_budget() -> None:
+    """Three endpoints, two workers: two pieces, of two endpoints; all others counted."""
+    rules = {"STROBOSCOPE_EVIDENCE": "errors latency=0.2 per_hour=2"}
+    paths = ["/broken", "/slow/1", "/wait/300"]
+    limits = httpx.Limits(max_connections=100)
+
+    async def run(base: str) -> None:
+        async with httpx.AsyncClient(base_url=base, limits=limits, timeout=20) as ask:
+            await asyncio.gather(*(ask.get(paths[n % 3]) for n in range(100)))
+
+    with serving(UVICORN + "--workers 2", ASGI, **rules) as (base, _):
+        asyncio.run(run(base))
+        found = listed(base, count=2)
+        kept, dropped = 0.0, 0.0
+        for _ in range(50):  # each worker has its own thread at it
+            kept, dropped = counted(base, "kept"), counted(base, "dropped")
+            if kept + dropped == 100:
+                break
+            time.sleep(0.1)
+        again = listed(base, count=2)
+
+    assert {one["id"] for one in again} == {one["id"] for one in found}
+    assert len({one["parameters"]["endpoint"] for one in found}) == len(found) == 2
+    assert (kept, dropped) == (2, 98)
+
+
+def counted(base: str, what: str) -> float:
+    """Of all workers, for whatever reason."""
+    headers = {"Authorization": f"Bearer {token('metrics')}"}
+    text = httpx.get(base + "/debug/metrics", headers=headers, timeout=10).text
+    lines = re.findall(rf"(?m)^stroboscope_evidence_{what}_total\S* (\S+)$", text)
+    return sum(map(float, lines))
 
 
 def test_workers_give_out_each_others_evidence_and_that_of_the_dead() -> None:
