@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 
@@ -18,5 +19,6 @@ def latency_bucket(seconds: float, bounds_s: Sequence[float]) -> str:
     return f">{_spelled(bounds_s[-1])}" if bounds_s else "any"
 
 
+@functools.lru_cache(64)
 def _spelled(seconds: float) -> str:
     return f"{seconds:g}s" if seconds >= 1 else f"{seconds * 1000:g}ms"

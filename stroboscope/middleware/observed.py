@@ -28,6 +28,8 @@ METHODS = frozenset(
     {"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT"}
 )
 _log = logging.getLogger("stroboscope")
+#: A labeller keeps this part of the sets that may be alive, though nobody has them.
+_RECENT_SHARE = 8
 
 
 class Labeller:
@@ -48,7 +50,7 @@ class Labeller:
         public_url = settings.public_url.rstrip("/")
         #: Before an id: where a request's timeline is.
         self.tasks_url = f"{public_url}{settings.prefix}/tasks/"
-        self._constant = TABLE.intern(dict(settings.labels)).items
+        self._constant = dict(TABLE.intern(dict(settings.labels)).items)
         prefix = settings.label_prefix
         TABLE.configure(settings.label_sets, prefix)
         names = ("endpoint", "method", "tenant", "status", "latency")
@@ -56,31 +58,56 @@ class Labeller:
         # Atomic, which `+= 1` is not; and a request nobody ends leaks no memory.
         self.begin, self.end = itertools.count().__next__, itertools.count().__next__
         self._logged: set[str] = set()
+        self._recent: dict[tuple[tuple[str, str], ...], LabelSet] = {}
         self.has_span_ids = False
         self.failures = 0
 
     def labels(self, request: Observed) -> LabelSet | None:
         """What is known of the request now; ours win over constant labels."""
         try:
-            found = dict(self._constant)
-            self._add_endpoint(found, request)
-            method = request.method
-            if not isinstance(method, str) or method not in METHODS:
-                method = "OTHER"
-            found[self._keys["method"]] = method
-            self._add_tenant(found, request)
-            if request.ended_ns:
-                seconds = (request.ended_ns - request.began_ns) / 1e9
-                found[self._keys["latency"]] = latency_bucket(seconds, self._bounds)
-                if request.status:
-                    found[self._keys["status"]] = status_class(request.status)
-            labels = TABLE.intern_leniently(found)
+            labels = self._interned(self._found(request))
             if self.has_span_ids and (span_id := request.span_id()):
                 return SpannedLabels(labels, span_id)
             return labels
         except Exception as error:  # a label may be missing, nothing may break
             self.failed(error)
             return None
+
+    def _found(self, request: Observed) -> dict[str, str]:
+        """What the request adds to the constant labels, as far as it is known."""
+        found: dict[str, str] = {}
+        self._add_endpoint(found, request)
+        method = request.method
+        if not isinstance(method, str) or method not in METHODS:
+            method = "OTHER"
+        found[self._keys["method"]] = method
+        self._add_tenant(found, request)
+        if request.ended_ns:
+            seconds = (request.ended_ns - request.began_ns) / 1e9
+            found[self._keys["latency"]] = latency_bucket(seconds, self._bounds)
+            if request.status:
+                found[self._keys["status"]] = status_class(request.status)
+        return found
+
+    def _interned(self, found: dict[str, str]) -> LabelSet:
+        """The set of these and the constant labels; the recent ones are at hand.
+
+        To make a set anew for every request took longer than all else a sampled
+        request costs. What was cut, left out or overflown is worked out each time,
+        for it is counted, and there may be room the next time.
+        """
+        key = tuple(found.items())
+        known = self._recent.get(key)
+        if known is not None:
+            return known
+        all_labels = {**self._constant, **found}
+        made = TABLE.intern_leniently(all_labels)
+        if made.items == tuple(sorted(all_labels.items())):
+            if len(self._recent) >= TABLE.cap // _RECENT_SHARE:
+                self._recent.clear()
+            if TABLE.cap >= _RECENT_SHARE:
+                self._recent[key] = made
+        return made
 
     def endpoint(self, request: Observed) -> str | None:
         """The route template as far as it is known now."""

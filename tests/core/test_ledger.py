@@ -2,6 +2,8 @@
 
 import gc
 import os
+import subprocess
+import sys
 import time
 import weakref
 from array import array
@@ -349,3 +351,33 @@ def test_what_a_window_saw_goes_with_it_while_ledgers_stay(
     assert "burn" in {frame[1] for frame in capture.frames}
     assert code() is None
     assert ledger.row() >= 0
+
+
+REBORN = """
+from stroboscope._core import _native
+
+WRONG = []
+for number in range(200):
+    ledger = _native.Ledger(1)
+    space = {"row": ledger.row}
+    exec(f"def f{number}():\\n    return row()", space)
+    ledger.add(space[f"f{number}"](), 1)
+    copy = ledger.copy()
+    (stack,) = (one for one in memoryview(copy.column(0)).cast("q") if one >= 0)
+    numbers, _ = _native.stacks_of(True, [stack])
+    names = [f[1] for f in _native.frames_of(True, list(memoryview(numbers).cast("I")))]
+    if names[0] != f"f{number}":
+        WRONG.append((number, names))
+    space.clear()
+    del ledger, copy  # nobody counts: the code's memory is the next one's
+print(WRONG)
+"""
+
+
+def test_code_in_another_codes_place_has_its_own_name() -> None:
+    """When nobody counts any more, no instruction's address keeps a name."""
+    done = subprocess.run(
+        [sys.executable, "-c", REBORN], capture_output=True, text=True, timeout=60
+    )
+
+    assert done.stdout.strip() == "[]", done.stdout[-500:] + done.stderr

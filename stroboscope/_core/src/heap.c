@@ -20,7 +20,7 @@ enum { ALLOC_OBJECTS, ALLOC_SPACE, INUSE_OBJECTS, INUSE_SPACE, WIDTH };
 /* One hook of one domain: what a hook function gets as its context. Somebody may have
  * stored it, so a layer is never freed and what is under it never changes. */
 typedef struct {
-    int64_t countdown; /* bytes to the next sample */
+    _Alignas(64) int64_t countdown; /* bytes to the next sample; one line of the cache */
     PyMemAllocatorEx under;
     int domain;
 } layer;
@@ -267,13 +267,12 @@ hook_free(void *context, void *pointer)
     sampled_free(self, pointer);
 }
 
-static void *
-hook_realloc(void *context, void *pointer, size_t size)
+/* The block may be a sampled one. */
+static void *__attribute__((noinline))
+followed_realloc(layer *self, void *pointer, size_t size)
 {
-    layer *self = context;
     sb_live block;
-    int was_there =
-        pointer != NULL && sb_live_maybe(pointer) && forget(pointer, &block);
+    int was_there = forget(pointer, &block);
     void *moved = self->under.realloc(self->under.ctx, pointer, size);
     if (was_there && moved == NULL) { /* the old block is still there */
         pthread_mutex_lock(&lock);
@@ -284,6 +283,16 @@ hook_realloc(void *context, void *pointer, size_t size)
     if (was_there) {
         account_for(&block);
     }
+    return moved;
+}
+
+static void *
+hook_realloc(void *context, void *pointer, size_t size)
+{
+    layer *self = context;
+    void *moved = LIKELY(pointer == NULL || !sb_live_maybe(pointer))
+                      ? self->under.realloc(self->under.ctx, pointer, size)
+                      : followed_realloc(self, pointer, size);
     self->countdown -= (int64_t)size;
     if (!LIKELY(self->countdown >= 0)) {
         sample(self, moved, size);

@@ -11,7 +11,7 @@ typedef struct {
     uint32_t room, count;
 } segment;
 
-uint8_t sb_live_filter[SB_LIVE_FILTER_BYTES];
+uint8_t sb_live_pages[SB_LIVE_PAGES_BYTES], sb_live_filter[SB_LIVE_FILTER_BYTES];
 static segment segments[SEGMENTS];
 static size_t total;
 
@@ -66,13 +66,18 @@ grow(segment *self)
 
 /* Counters that are full stay full: they have forgotten their count. */
 static void
-count_in_filter(const void *pointer, int step)
+count(uint8_t *counter, int step)
 {
-    uint8_t *counter =
-        &sb_live_filter[((uintptr_t)pointer >> 6) & (SB_LIVE_FILTER_BYTES - 1)];
     if (*counter != UINT8_MAX) {
         *counter = (uint8_t)(*counter + step);
     }
+}
+
+static void
+count_in_filters(const void *pointer, int step)
+{
+    count(sb_live_page(pointer), step);
+    count(sb_live_counter(pointer), step);
 }
 
 int
@@ -86,7 +91,7 @@ sb_live_put(const sb_live *block)
     self->slots[find(self, block->pointer, hash)] = *block;
     self->count++;
     total++;
-    count_in_filter(block->pointer, 1);
+    count_in_filters(block->pointer, 1);
     return 0;
 }
 
@@ -114,7 +119,7 @@ sb_live_take(const void *pointer, sb_live *block)
     self->slots[gap].pointer = NULL;
     self->count--;
     total--;
-    count_in_filter(pointer, -1);
+    count_in_filters(pointer, -1);
     return 1;
 }
 
@@ -131,6 +136,7 @@ sb_live_clear(void)
         free(segments[i].slots);
     }
     memset(segments, 0, sizeof segments);
+    memset(sb_live_pages, 0, sizeof sb_live_pages);
     memset(sb_live_filter, 0, sizeof sb_live_filter);
     total = 0;
 }

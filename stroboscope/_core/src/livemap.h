@@ -1,10 +1,11 @@
 /* The sampled blocks that live now, by address.
  *
- * Every free asks whether its block is here, so a filter of counters answers first: one
- * byte for each 64 bytes of address space, wrapped around. The map behind it is 1024
- * small tables that grow one by one: no growth moves more than some thousand entries.
+ * Every free asks whether its block is here, so two filters of counters answer first: a
+ * coarse one of a byte for each page, which stays in the nearest cache, and a fine one
+ * of a byte for each 64 bytes; both wrapped around. The map behind them is 1024 small
+ * tables that grow one by one: no growth moves more than some thousand entries.
  *
- * The filter may be read by anybody; everything else under one lock of the caller's.
+ * The filters may be read by anybody; everything else under one lock of the caller's.
  * Memory comes from the system alone.
  */
 #ifndef SB_LIVEMAP_H
@@ -14,6 +15,7 @@
 #include <stdint.h>
 
 #define SB_LIVE_MAX ((size_t)1 << 20)
+#define SB_LIVE_PAGES_BYTES ((size_t)1 << 14)
 #define SB_LIVE_FILTER_BYTES ((size_t)1 << 17)
 
 typedef struct {
@@ -23,13 +25,25 @@ typedef struct {
     uint32_t row; /* of the ledger */
 } sb_live;
 
-extern uint8_t sb_live_filter[SB_LIVE_FILTER_BYTES];
+extern uint8_t sb_live_pages[SB_LIVE_PAGES_BYTES], sb_live_filter[SB_LIVE_FILTER_BYTES];
+
+static inline uint8_t *
+sb_live_page(const void *pointer)
+{
+    return &sb_live_pages[((uintptr_t)pointer >> 12) & (SB_LIVE_PAGES_BYTES - 1)];
+}
+
+static inline uint8_t *
+sb_live_counter(const void *pointer)
+{
+    return &sb_live_filter[((uintptr_t)pointer >> 6) & (SB_LIVE_FILTER_BYTES - 1)];
+}
 
 /* 0 when the block is certainly not in the map. */
 static inline int
 sb_live_maybe(const void *pointer)
 {
-    return sb_live_filter[((uintptr_t)pointer >> 6) & (SB_LIVE_FILTER_BYTES - 1)];
+    return *sb_live_page(pointer) && *sb_live_counter(pointer);
 }
 
 /* Enter a block that is not in the map: 0, or -1 when the map is full or memory short. */

@@ -22,6 +22,23 @@ typedef struct {
 
 static store stores[2]; /* by sb_stacks_kind */
 
+/* Places of the ledgers' store by the instruction a frame stands at: what is sampled is
+ * mostly under what was sampled before. An instruction is in a code object that the
+ * store holds, so its address stays one name, and the code itself need not be read. */
+enum { PLACES_BITS = 11, PLACES = 1 << PLACES_BITS };
+
+static struct {
+    const void *instruction;
+    uint32_t place;
+} places[PLACES];
+
+static uint32_t
+place_slot(const void *instruction)
+{
+    uint64_t hash = (uint64_t)(uintptr_t)instruction * 0x9E3779B97F4A7C15u;
+    return (uint32_t)(hash >> (64 - PLACES_BITS));
+}
+
 #define TRUNCATED SB_TRUNCATED
 
 int
@@ -133,6 +150,28 @@ sb_stack_of_ids(const uint32_t *ids, uint32_t length)
     return sb_table_intern(&stores[SB_OF_LEDGERS].stacks, ids, length, &fresh);
 }
 
+/* The place of a frame, -1 without room, -2 when it is no Python function's. */
+static int64_t
+place_of_frame(sb_frame *frame)
+{
+    const void *instruction = sb_frame_instruction(frame);
+    uint32_t slot = place_slot(instruction);
+    if (places[slot].instruction == instruction && instruction != NULL) {
+        return places[slot].place;
+    }
+    PyObject *object = sb_frame_executable(frame);
+    if (object == NULL || !PyCode_Check(object) || !sb_code_is_live(object)) {
+        return -2;
+    }
+    int32_t offset = sb_code_offset((PyCodeObject *)object, sb_frame_instruction(frame));
+    int64_t id = frame_id(&stores[SB_OF_LEDGERS], (PyCodeObject *)object, offset);
+    if (id >= 0 && offset >= 0) {
+        places[slot].instruction = instruction;
+        places[slot].place = (uint32_t)id;
+    }
+    return id;
+}
+
 /* The frames of a thread hang together and their code is alive: no signal stands
  * between, and the GIL is held. */
 static int64_t
@@ -151,18 +190,16 @@ stack_under(PyThreadState *tstate, PyCodeObject *leaf, uint32_t depth)
     }
     sb_frame *frame = sb_current_frame(tstate);
     for (; frame != NULL; frame = sb_frame_previous(frame)) {
-        PyObject *object = sb_frame_executable(frame);
-        if (object == NULL || !PyCode_Check(object) || !sb_code_is_live(object)) {
+        int64_t id = place_of_frame(frame);
+        if (id == -2) {
             continue;
+        }
+        if (id < 0) {
+            return -1;
         }
         if (length == room) {
             key[length++] = TRUNCATED;
             break;
-        }
-        PyCodeObject *code = (PyCodeObject *)object;
-        int64_t id = frame_id(self, code, sb_code_offset(code, sb_frame_instruction(frame)));
-        if (id < 0) {
-            return -1;
         }
         key[length++] = (uint32_t)id;
     }
@@ -196,6 +233,9 @@ forget(store *self)
     /* Emptied before the references go: their going may run code that comes back. */
     store old = *self;
     memset(self, 0, sizeof *self);
+    if (self == &stores[SB_OF_LEDGERS]) {
+        memset(places, 0, sizeof places);
+    }
     for (size_t i = 0; i < old.codes.count; i++) {
         Py_DECREF(old.code_objects[i]);
     }
