@@ -31,7 +31,9 @@ from stroboscope.workers.totals import Total
 GRACE_S = 0.8
 #: The same after a capture: then all workers encode at once.
 CAPTURE_GRACE_S = 2.0
-HEADER = "X-Stroboscope-Workers"
+HEADER, MISSING = "X-Stroboscope-Workers", "X-Stroboscope-Missing"
+#: Characters of the second, which has one entry for each worker.
+_MISSING_CAP = 500
 #: How long all workers have to hear of a capture before it begins, in nanoseconds, and
 #: the furthest moment one believes another.
 LEAD_NS = 100_000_000
@@ -42,6 +44,8 @@ STACKS = "/stacks"
 CAPTURES = "/captures"
 #: What may be forensic, and then is one for all.
 CPU = "/pprof/profile"
+#: What another worker answers that does not say what it is.
+BYTES = "application/octet-stream"
 #: Not sent on: which worker, and how to join, is decided here.
 _WORKER = "worker"
 _OURS = (_WORKER, "merge")
@@ -167,8 +171,20 @@ def _joined(
     """One answer of all parts, in the form of `own`; so many only left something."""
     parts.sort()
     body = join(call, own.content_type, parts, failed, [*notes, *count.notes], totals)
-    came = len(parts) - left
-    return _marked(replace(own, body=body), f"{came}/{came + len(failed)}")
+    headers = counted(own.headers, len(parts) - left, failed)
+    return replace(own, body=body, headers=headers)
+
+
+def counted(
+    headers: tuple[tuple[str, str], ...], came: int, failed: list[str]
+) -> tuple[tuple[str, str], ...]:
+    """With how many of how many are in an answer, and who is not."""
+    kept = [pair for pair in headers if pair[0] not in (HEADER, MISSING)]
+    kept.append((HEADER, f"{came}/{came + len(failed)}"))
+    if failed:
+        said = "".join(c for c in "; ".join(failed) if " " <= c <= "~")
+        kept.append((MISSING, said[:_MISSING_CAP]))
+    return tuple(kept)
 
 
 def _answers(
@@ -268,7 +284,8 @@ def _response(found: Answer) -> Response:
             ("x-stroboscope-", "x-go-", "content-disposition", "retry-", "etag")
         )
     )
-    return Response(found.status, found.body, found.headers["content-type"], kept)
+    kind = found.headers.get("content-type", BYTES)
+    return Response(found.status, found.body, kind, kept)
 
 
 def _request(call: Call, path: str, seconds: float, alone: str = "") -> bytes:

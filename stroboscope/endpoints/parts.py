@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -18,6 +19,11 @@ from stroboscope.formats.pprof_reader import decode
 from stroboscope.formats.profile import Profile, Sample, columns, merge
 from stroboscope.profiles.breath import Breath
 from stroboscope.workers.totals import Total
+
+#: What is said of a worker whose answer we do not understand.
+OTHER_SHAPE = "answered as another version does"
+#: A sample of a metric, as Prometheus' text format has it.
+_SAMPLE = re.compile(r"[A-Za-z_:][A-Za-z0-9_:]*(\{.*\})? +\S+( +\S+)?")
 
 
 class Part(NamedTuple):
@@ -64,7 +70,7 @@ def _profile(
     is_flat = first(call.request.query, "merge") == "flat"
     breathe = Breath()
     profiles: list[Profile] = []
-    for part in list(parts):
+    for part in _own_first(parts):
         try:
             profile = decode(part.body, breathe)
             if profiles and profile.sample_types != profiles[0].sample_types:
@@ -114,22 +120,49 @@ def _json(parts: list[Part], failed: list[str]) -> bytes:
 
     To the first object, our own where we are a worker, comes `workers`: everybody's.
     """
-    found = {}
-    for part in list(parts):
-        try:
-            found[part.process] = json.loads(part.body)
-        except ValueError:
+    found: dict[int, Any] = {}
+    kind: type | None = None
+    for part in _own_first(parts):
+        value = read_json(part)
+        if value is None or (kind is not None and not isinstance(value, kind)):
             parts.remove(part)
-            failed.append(f"worker {part.process} answered no JSON")
+            failed.append(f"worker {part.process} {OTHER_SHAPE}")
+            continue
+        kind = kind or type(value)
+        found[part.process] = value
     joined: object
-    if all(isinstance(value, list) for value in found.values()):
+    if kind is list:
         joined = _once(
-            {"pid": process, **entry} for process, all in found.items() for entry in all
+            {"pid": part.process, **entry}
+            for part in parts
+            for entry in found[part.process]
         )
     else:
-        own = found.get(os.getpid()) or next(iter(found.values()))
-        joined = {**own, "workers": found, "missing": failed}
+        own: dict[str, Any] = next(iter(found.values()), {})
+        joined = {**own, "workers": dict(sorted(found.items())), "missing": failed}
     return json.dumps(joined, indent=1).encode() + b"\n"
+
+
+def read_json(part: Part) -> dict[str, Any] | list[dict[str, Any]] | None:
+    """An object, or a list of them; None for what a version that we know never says."""
+    try:
+        value = json.loads(part.body)
+    except (ValueError, RecursionError):
+        return None
+    if isinstance(value, list) and all(isinstance(one, dict) for one in value):
+        return value
+    return value if isinstance(value, dict) else None
+
+
+def read_object(part: Part) -> dict[str, Any] | None:
+    """The same where it has to be one object."""
+    value = read_json(part)
+    return value if isinstance(value, dict) else None
+
+
+def _own_first(parts: list[Part]) -> list[Part]:
+    """Ours is the version whose shape the others must have."""
+    return sorted(parts, key=lambda part: part.process != os.getpid())
 
 
 def _once(entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -152,12 +185,12 @@ def _metrics(parts: list[Part]) -> bytes:
         name = ""
         for line in part.body.decode("utf-8", "replace").splitlines():
             if line.startswith("# "):
-                name = line.split(" ", 3)[2]
-                kept = heads.setdefault(name, [])
+                name = [*line.split(" ", 3), "", ""][2]
+                kept = heads.setdefault(name, []) if name else []
                 if len(kept) < 2:
                     kept.append(line)
-                continue
-            values.setdefault(name, []).append(_with_pid(line, part.process))
+            elif name and _SAMPLE.fullmatch(line):
+                values.setdefault(name, []).append(_with_pid(line, part.process))
     lines = [line for name in heads for line in (*heads[name], *values.get(name, ()))]
     return ("\n".join(lines) + "\n").encode()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +15,7 @@ from stroboscope.endpoints.blackboxes import adopt_dead
 from stroboscope.endpoints.call import Call
 from stroboscope.endpoints.evidence import Piece
 from stroboscope.endpoints.joining import HEADER, ask_all
-from stroboscope.endpoints.parts import Part
+from stroboscope.endpoints.parts import Part, read_object
 from stroboscope.endpoints.tasktypes import for_data, is_page
 from stroboscope.errors import (
     RecordingFormatError,
@@ -58,7 +57,7 @@ def show_task(call: Call) -> Response:
         tasks = [
             onetask.described(line, task) for line in lines for task in line.tasks()
         ]
-        found = [one for each in _read(parts) for one in each.get("tasks", ())]
+        found = [one for part in parts for one in _tasks(part)]
         tasks = sorted([*tasks, *found], key=lambda one: float(one["began"]))
         body = json.dumps({"tasks": tasks[:TASKS_CAP]}).encode() if tasks else b""
     if not body:
@@ -161,12 +160,19 @@ def _encoded(lines: list[Timeline], parts: list[Part], form: str) -> bytes:
         return b"".join(bodies)
     if len(bodies) < 2:
         return b"".join(bodies)
-    events = [one for body in bodies for one in json.loads(body)["traceEvents"]]
+    read = [read_object(Part(0, body, JSON)) or {} for body in bodies]
+    events = [one for each in read for one in each.get("traceEvents", ())]
     return json.dumps({"displayTimeUnit": "ns", "traceEvents": events}).encode()
 
 
-def _read(parts: Iterable[Part]) -> list[dict[str, Any]]:
-    return [json.loads(part.body) for part in parts if part.content_type == JSON]
+def _tasks(part: Part) -> list[dict[str, Any]]:
+    """Those another worker knows; none where it says so in a way of another version."""
+    found = (read_object(part) or {}).get("tasks", ())
+    return [
+        one
+        for one in found
+        if isinstance(one, dict) and isinstance(one.get("began"), int | float)
+    ]
 
 
 def _counted(answer: Response, good: int, failed: int) -> Response:

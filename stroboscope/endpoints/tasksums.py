@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+from stroboscope.endpoints.parts import OTHER_SHAPE
 from stroboscope.tracing.statistics import SLOWEST
 
 Document = dict[str, Any]
@@ -18,9 +19,30 @@ def joined(told: Document) -> Document:
 
     Sums, shares by time, and quantiles by the histogram: the upper edge of the bucket.
     """
+    workers = told.get("workers", {})
+    unfit = {pid for pid, one in workers.items() if not _fits(one, told)}
+    if unfit:
+        said = [f"worker {pid} {OTHER_SHAPE}" for pid in sorted(unfit)]
+        fit = {pid: one for pid, one in workers.items() if pid not in unfit}
+        told = {**told, "workers": fit, "missing": [*told["missing"], *said]}
     found = [one for one in told.get("workers", {}).values() if one.get("recorder")]
     if not found:
         return told
+    return {**told, **_summed(found)}
+
+
+def _fits(one: Document, own: Document) -> bool:
+    """Whether it can be added up: by trying, for its shape has many parts."""
+    if not one.get("recorder"):
+        return True
+    try:
+        _summed([one])
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+        return False
+    return bool(one["bounds_s"] == own.get("bounds_s", one["bounds_s"]))
+
+
+def _summed(found: list[Document]) -> Document:
     by_key: dict[tuple[str, str], list[Document]] = {}
     for one in found:
         for row in one["types"]:
@@ -30,7 +52,6 @@ def joined(told: Document) -> Document:
     elsewhere = [one["cpu_of_others_s"] for one in found]
     living = [row for one in found for row in one["live"]]
     return {
-        **told,
         "bounds_s": bounds_s,
         "types": sorted(rows, key=lambda row: -row["time_s"]),
         "types_left_out": sum(one["types_left_out"] for one in found),

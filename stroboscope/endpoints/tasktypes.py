@@ -68,7 +68,10 @@ def show_tasks(call: Call) -> Response:
         return whole
     told = joined(json.loads(whole.body))
     shown = taskpages.types_page(call, told) if is_page(call) else as_json(told)
-    return replace(shown, headers=(*shown.headers, *whole.headers))
+    headers = whole.headers
+    if "workers" in told:  # some may not have been to be added up
+        headers = joining.counted(headers, len(told["workers"]), told["missing"])
+    return replace(shown, headers=(*shown.headers, *headers))
 
 
 def is_page(call: Call) -> bool:

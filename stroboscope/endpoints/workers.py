@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextvars
 import functools
 import importlib.metadata
-import json
 import os
 import platform
 import sys
@@ -17,6 +16,7 @@ from stroboscope._http.messages import Response
 from stroboscope._http.parameters import first
 from stroboscope.endpoints.call import Call, as_json
 from stroboscope.endpoints.joining import HEADER, ask_all
+from stroboscope.endpoints.parts import OTHER_SHAPE, read_object
 from stroboscope.errors import FolderError
 
 #: How long a loop may take to show how late it is.
@@ -41,14 +41,19 @@ def show_workers(call: Call) -> Response:
     if call.is_peer:
         return as_json(own[0])
     good, failed = ask_all(call, "/workers")
-    listed = own + [json.loads(part.body) for part in good]
+    read = {part.process: read_object(part) for part in good}
+    came = [{**one, "pid": pid} for pid, one in read.items() if one is not None]
+    listed = own + came
+    listed += [
+        {"pid": pid, "failure": OTHER_SHAPE} for pid, one in read.items() if one is None
+    ]
     listed += [
         {"pid": one.process, "failure": one.failure or f"answered {one.status}"}
         for one in failed
     ]
     listed.sort(key=lambda worker: int(worker["pid"]))
     answer = as_json({"service": call.desk.settings.service, "workers": listed})
-    headers = ((HEADER, f"{len(own) + len(good)}/{len(listed)}"),)
+    headers = ((HEADER, f"{len(own) + len(came)}/{len(listed)}"),)
     return Response(200, answer.body, answer.content_type, headers)
 
 

@@ -59,7 +59,7 @@ class Document:
         """The object; empty where there is none, or none that can be read."""
         try:
             value = json.loads(self._folder.read(self._name) or b"{}")
-        except ValueError:
+        except (ValueError, RecursionError):
             _log.warning("stroboscope: %s in the run directory is no JSON", self._name)
             return {}
         return value if isinstance(value, dict) else {}

@@ -77,5 +77,5 @@ class HostLease:
         try:
             value = json.loads(self._folder.read(_NAME) or b"")
             return Held(str(value["kind"]), float(value["ends_s"]))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return None

@@ -64,7 +64,7 @@ def test_a_change_that_fails_leaves_what_was(tmp_path: Path) -> None:
 def test_garbage_is_an_empty_object(tmp_path: Path) -> None:
     """Whatever another version, or a full disk, has left there."""
     folder = Folder(str(tmp_path), "shop")
-    for text in (b"{", b"[1]", b"\xff", b""):
+    for text in (b"{", b"[1]", b"\xff", b"[" * 100_000, b""):
         folder.write("settings", text)
         assert Document(folder, "settings").changed() == {}
 
