@@ -114,9 +114,9 @@ class Triggers:
                 known = self._known(request.task_name() or "")
                 known.recent.append(took_ns)
                 limit_ns = min(limit_ns, known.limit_ns)
-            if status >= self._error_from or (took_ns > limit_ns and status):
-                if not is_judged:
-                    self._meet(request, took_ns, status, limit_ns)
+            is_met = status >= self._error_from or (took_ns > limit_ns and status)
+            if is_met and not is_judged:
+                self._meet(request, took_ns, status, limit_ns)
         except Exception:  # the request is over, and nothing of ours may break it
             self.failures += 1
 
