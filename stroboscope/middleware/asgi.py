@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from stroboscope._core import LABELS
 from stroboscope._types import ASGIApp, Message, Receive, Scope, Send
-from stroboscope.middleware.observed import Labeller, Observed
+from stroboscope.middleware.observed import Labeller, Observed, running
 from stroboscope.middleware.routes import starlette_template
 from stroboscope.settings import Settings
 
@@ -44,13 +43,9 @@ class ASGIRequest(Observed):
 
 def note_scope(scope: Scope) -> None:
     """Let the labels of the request that runs here be read from this scope."""
-    cell = LABELS.get()
-    while cell is not None:
-        request = getattr(cell.source, "__self__", None)
-        if isinstance(request, ASGIRequest):
-            request.carrier = scope
-            return
-        cell = cell.parent
+    request = running(ASGIRequest)
+    if request is not None:
+        request.carrier = scope
 
 
 class StroboscopeASGI:

@@ -11,7 +11,7 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from stroboscope._core import LABELS, LabelCell, recording
 from stroboscope.errors import LabelError
@@ -28,6 +28,7 @@ METHODS = frozenset(
     {"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT"}
 )
 _log = logging.getLogger("stroboscope")
+R = TypeVar("R")
 #: A labeller keeps this part of the sets that may be alive, though nobody has them.
 _RECENT_SHARE = 8
 
@@ -342,6 +343,17 @@ class Observed:
             for key, value in self.labeller.labels(self) or ():
                 cell.label_task(f"{key}={value}")
         cell.end_task(self.task_name() or f"http:{UNMATCHED}", self.status)
+
+
+def running(kind: type[R]) -> R | None:
+    """The request of this kind that runs here, or None."""
+    cell = LABELS.get()
+    while cell is not None:
+        request = getattr(cell.source, "__self__", None)
+        if isinstance(request, kind):
+            return request
+        cell = cell.parent
+    return None
 
 
 class ThreadObserved(Observed):

@@ -19,7 +19,7 @@ from stroboscope._http import asgi, wsgi
 from stroboscope._http.messages import BODY_CAP, BodyTooLarge, Request, Response
 from stroboscope.enablement import Enablement
 from stroboscope.endpoints import Surface
-from stroboscope.middleware.observed import Labeller, Observed, ThreadObserved
+from stroboscope.middleware.observed import Labeller, Observed, ThreadObserved, running
 from stroboscope.middleware.routes import django_template
 from stroboscope.settings import Settings
 
@@ -62,8 +62,11 @@ class StroboscopeMiddleware:
             self.surface.shows(self.labeller)
         self.enabled = Enablement(settings)
         self._is_async = iscoroutinefunction(get_response)
+        #: Django calls it as soon as the route is known.
+        self.process_view: Callable[..., Any] = _route_known
         if self._is_async:
             markcoroutinefunction(self)
+            self.process_view = _route_known_async
 
     def __call__(self, request: HttpRequest) -> Any:
         """Serve one request, or return the awaitable that does."""
@@ -124,6 +127,17 @@ class StroboscopeMiddleware:
 
         answer = await surface.answer_async(asked, read_body=read_body)
         return _carried(answer)
+
+
+def _route_known(request: HttpRequest, *view: object) -> None:
+    """Tell a span inside of us its endpoint: it is over when we see the response."""
+    observed = running(DjangoRequest)
+    if observed is not None and observed.is_recorded:
+        observed.tell_span()
+
+
+async def _route_known_async(request: HttpRequest, *view: object) -> None:
+    _route_known(request, *view)
 
 
 def _fail(observed: Observed | None) -> None:
