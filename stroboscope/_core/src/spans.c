@@ -351,7 +351,10 @@ read_events(reading *read)
         }
         read->out->events++;
         if ((event.head & 0xff) != SB_TASK_TRACE) {
-            if (read->out->from_ns == 0) {
+            /* A capture says from when on. The first event is not always the earliest:
+             * clocks may step. */
+            if (box->from_ns == 0 &&
+                (read->out->from_ns == 0 || event.time_ns < read->out->from_ns)) {
                 read->out->from_ns = event.time_ns;
             }
             if (event.time_ns > read->out->to_ns) {
