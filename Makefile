@@ -71,3 +71,12 @@ STALLS ?= 100
 stalls: .venvs/main/.stamp
 	PYTHONPATH=tests/helpers .venvs/main/bin/python -W ignore tests/stalls/hundred.py $(STALLS) asyncio
 	PYTHONPATH=tests/helpers .venvs/main/bin/python -W ignore tests/stalls/hundred.py $(STALLS) uvloop
+
+# The longest pause of a served loop, at rest and in each kind of capture: looked at
+# longer than `make test` does.
+PAUSE_ROUNDS ?= 15
+PAUSE_SECONDS ?= 2
+.PHONY: pauses
+pauses: .venvs/main/.stamp
+	PAUSE_ROUNDS=$(PAUSE_ROUNDS) PAUSE_SECONDS=$(PAUSE_SECONDS) .venvs/main/bin/python -m pytest \
+	  -q -s --timeout 3600 tests/integrations/test_pauses_served.py

@@ -25,6 +25,12 @@ SMALL = (
 )
 
 
+PAUSES = (
+    ("rest", ""),
+    *((kind, "rest + 5") for kind in ("cpu", "wall", "trace")),
+)
+
+
 def run(module, *arguments):
     """A measurement in a process of its own; None where it could not run."""
     print("...", module, *arguments, file=sys.stderr, flush=True)
@@ -69,14 +75,14 @@ def measure(seconds):
         "workers": run("workers"),
         "handler": run("handler"),
         "pause": run("pause"),
-        "capture": {what: run("capture", what) for what in ("ours", "viztracer")},
+        "capture": {what: run("capture", what) for what in ("ours", "viztracer", "pauses")},
         "trace": {what: run("trace", what) for what in ("small", "ours", "otel", "capture")},
     }
 
 
 def capture_rows(capture):
     """At a steady rate of small requests, beside viztracer."""
-    ours, theirs = capture["ours"], capture["viztracer"]
+    ours, theirs, pauses = capture["ours"], capture["viztracer"], capture["pauses"]
     named = f"at {ours.get('rate')} requests a second"
     pause = "pause in it, median ms"
     return [
@@ -84,6 +90,10 @@ def capture_rows(capture):
         ("the same under viztracer", "", f"{theirs.get('ratio')}"),
         ("loop's longest pause in it, ms", "<= 5", f"{ours.get(pause)}"),
         ("the same under viztracer", "", f"{theirs.get(pause)}"),
+        *(
+            (f"the same, 2 s at a time: {kind}", about, f"{pauses.get(f'{kind}, median ms')}")
+            for kind, about in PAUSES
+        ),
         ("bytes of it", "<= 50 MB", f"{ours.get('bytes')}"),
     ]
 

@@ -20,6 +20,8 @@ from bench.requests import serving
 from bench.trace import asked, ratio
 
 RATE, SECONDS, CLIENTS, ROUNDS = 1000, 10, 8, 3
+#: Of each kind of capture, whose longest pause of the loop is told from the machine's.
+PAUSE_ROUNDS, PAUSE_SECONDS = 7, 2
 PATH = "/quick/1"
 
 
@@ -99,6 +101,35 @@ def ours():
     }
 
 
+def pauses():
+    """The loop's longest pause at rest and in each kind of capture, in turn."""
+    kinds = {
+        "rest": "",
+        "cpu": f"/debug/pprof/profile?seconds={PAUSE_SECONDS}",
+        "wall": f"/debug/pprof/wall?seconds={PAUSE_SECONDS}",
+        "trace": f"/debug/trace?seconds={PAUSE_SECONDS}",
+    }
+    found = {kind: [] for kind in kinds}
+    with serving("uvicorn") as (port, _):
+        steady(port, 2)
+        for _ in range(PAUSE_ROUNDS):
+            for kind, path in kinds.items():
+                request = asked(port, "GET", path) if path else None
+                taking = threading.Thread(
+                    target=lambda request=request: request
+                    and urllib.request.urlopen(request).read()
+                )
+                pause_ms(port)
+                taking.start()
+                steady(port, PAUSE_SECONDS + 1)
+                taking.join()
+                found[kind].append(pause_ms(port))
+    return {
+        **{f"{kind}, median ms": round(statistics.median(all), 2) for kind, all in found.items()},
+        "ms": found,
+    }
+
+
 def viztracer():
     pairs, pauses = [], []
     with serving("uvicorn", "none") as (plain, plain_pid), serving("uvicorn", "viztracer") as (
@@ -117,4 +148,4 @@ def viztracer():
 
 
 if __name__ == "__main__":
-    print(json.dumps({"ours": ours, "viztracer": viztracer}[sys.argv[1]]()))
+    print(json.dumps({"ours": ours, "viztracer": viztracer, "pauses": pauses}[sys.argv[1]]()))

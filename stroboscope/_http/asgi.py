@@ -6,8 +6,6 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from starlette.responses import Response as StarletteResponse
-
 from stroboscope._core import engine
 from stroboscope._http.messages import (
     BODY_CAP,
@@ -21,6 +19,8 @@ from stroboscope._types import Message, Receive, Scope, Send
 
 #: How long a server that ends may wait for us.
 FINISH_SECONDS_CAP = 2.0
+#: How much of a body a server is given at a time.
+PIECE_BYTES = 65_536
 
 
 def read(scope: Scope, path: str) -> Request:
@@ -155,13 +155,24 @@ async def _disconnected(receive: Receive) -> None:
             return
 
 
-async def send_response(
-    response: Response, scope: Scope, receive: Receive, send: Send
-) -> None:
-    """Send it whole, with its length."""
-    carrier = StarletteResponse(response.body, response.status)
-    carrier.raw_headers = [
+async def send_response(response: Response, send: Send) -> None:
+    """Send it with its length; the loop has its turn after every `PIECE_BYTES`.
+
+    Servers copy what they are given before they write it: of 14 MB at once the loop
+    stood still for 7 ms.
+    """
+    headers = [
         (key.lower().encode("latin-1"), value.encode("latin-1"))
         for key, value in response.all_headers()
     ]
-    await carrier(scope, receive, send)
+    start = {"type": "http.response.start", "status": response.status}
+    await send({**start, "headers": headers})
+    body = response.body
+    for at in range(0, max(len(body), 1), PIECE_BYTES):
+        is_last = at + PIECE_BYTES >= len(body)
+        piece = body[at : at + PIECE_BYTES]
+        await send(
+            {"type": "http.response.body", "body": piece, "more_body": not is_last}
+        )
+        if not is_last:
+            await asyncio.sleep(0)

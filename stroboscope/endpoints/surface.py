@@ -152,7 +152,7 @@ class Surface:
             return await asgi.read_body(receive)
 
         answer = await self.answer_async(request, receive, read_body)
-        await asgi.send_response(answer, scope, receive, send)
+        await asgi.send_response(answer, send)
 
     def wsgi(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Answer a request; blocks its thread while something is collected."""

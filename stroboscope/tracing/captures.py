@@ -56,7 +56,7 @@ def record(
     said = (*facts, ("seconds", f"{seconds:g}"), ("ended", taken.ended))
     said = (*said, *taken.facts, ("own_cpu_us", cpu_us))
     timeline = replace(Timeline.read(taken.block), trace_url=trace_url)
-    KEPT.keep(timeline)
+    KEPT.keep(timeline, breathe)
 
     def encoded(line: Timeline, facts: Facts) -> bytes:
         return encode(line, form, facts, breathe, samples.callstacks)

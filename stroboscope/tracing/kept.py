@@ -57,15 +57,17 @@ class Kept:
         self._kept: deque[tuple[bytes, bytes]] = deque()
         self.sources: list[Source] = [self._search]
 
-    def keep(self, timeline: Timeline) -> bool:
+    def keep(
+        self, timeline: Timeline, breathe: Callable[[], object] = lambda: None
+    ) -> bool:
         """Keep a recording; whether there is room for it. Blocks while it compresses."""
-        ids = b"".join(
-            _ID.pack(task.serial, task.trace_id, task.span_id)
-            for task in timeline.tasks()
-        )
+        ids = bytearray()
+        for task in timeline.tasks():
+            ids += _ID.pack(task.serial, task.trace_id, task.span_id)
+            breathe()
         packed = zlib.compress(timeline.block, 1)
         with self._lock:
-            self._kept.append((ids, packed))
+            self._kept.append((bytes(ids), packed))
             while len(self._kept) > CAP or self._bytes() > BYTES_CAP:
                 self._kept.popleft()
             return bool(self._kept)

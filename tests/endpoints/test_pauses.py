@@ -5,11 +5,14 @@ import statistics
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from asking import KEY, authorised, token
 
 from stroboscope import do
+from stroboscope._http.asgi import PIECE_BYTES, send_response
+from stroboscope._http.messages import Response
 from stroboscope.endpoints import Surface
 from stroboscope.settings import Settings
 
@@ -71,6 +74,49 @@ def test_a_capture_adds_at_most_five_milliseconds(path: str) -> None:
     print(f"{path}: at rest {rest * 1e3:.2f} ms, captured {busy * 1e3:.2f} ms")
 
     assert busy - rest < 0.005
+
+
+def test_a_large_answer_is_sent_in_turn_with_others() -> None:
+    """To a server that takes all at once: the loop goes on after every piece."""
+    body = bytes(range(256)) * 40_000
+    log: list[object] = []
+
+    async def send(message: dict[str, Any]) -> None:
+        log.append(message)
+
+    async def other() -> None:
+        while True:
+            log.append("turn")
+            await asyncio.sleep(0)
+
+    async def main() -> None:
+        beside = asyncio.ensure_future(other())
+        await asyncio.sleep(0)
+        await send_response(Response(200, body), send)
+        beside.cancel()
+
+    asyncio.run(main())
+    sent = [one for one in log if isinstance(one, dict)]
+    start, *pieces = sent
+    after = [log[log.index(one) + 1] for one in pieces[:-1]]
+    assert dict(start["headers"])[b"content-length"] == str(len(body)).encode()
+    assert b"".join(one["body"] for one in pieces) == body
+    assert [one["more_body"] for one in pieces] == [True] * (len(pieces) - 1) + [False]
+    assert max(len(one["body"]) for one in pieces) == PIECE_BYTES
+    assert after == ["turn"] * (len(pieces) - 1)
+
+
+@pytest.mark.parametrize("size", [0, 1, PIECE_BYTES])
+def test_a_small_answer_is_sent_at_once(size: int) -> None:
+    """One start, one body."""
+    sent: list[dict[str, Any]] = []
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    asyncio.run(send_response(Response(200, b"x" * size), send))
+
+    assert [len(one.get("body", b"")) for one in sent] == [0, size]
 
 
 def _over(end_s: float) -> bool:

@@ -340,6 +340,22 @@ def test_evidence_outlasts_the_recorder(
     assert other.status_code == 404
 
 
+def test_to_keep_a_recording_is_to_breathe(flight: Recorder) -> None:
+    """Once a task at least: of thousands in one breath the loop stood still for 5 ms."""
+    KEPT.clear()
+    flight.set_flight(True)
+    for number in range(50):
+        with strobe.task(f"task-{number}"):
+            pass
+    block = flight.snapshot()
+    assert block is not None
+    breaths: list[int] = []
+    KEPT.keep(Timeline.read(block), lambda: breaths.append(1))
+
+    KEPT.clear()
+    assert len(breaths) >= 50
+
+
 def test_few_captures_are_kept(flight: Recorder) -> None:
     """The oldest goes first."""
     KEPT.clear()
