@@ -17,7 +17,7 @@ from contextvars import ContextVar
 from types import FrameType
 from typing import Any
 
-from stroboscope._core import _pure_rest
+from stroboscope._core import _pure_rest, threads
 from stroboscope._core.at_rest import AtRest, TaskRow
 from stroboscope._core.capture import Capture, Frame, Row
 
@@ -236,7 +236,7 @@ class PortableDriver:
             finally:  # the next thread may be given the same ident
                 self._excluded.discard(threading.get_ident())
 
-        threading.Thread(target=run, daemon=True).start()
+        threads.start(run)
 
     def sleep(self, seconds: float) -> None:
         """Sleep without the GIL."""

@@ -19,7 +19,7 @@ import threading
 from concurrent.futures import thread as executors
 from typing import Any
 
-from stroboscope._core import engine
+from stroboscope._core import engine, threads
 from stroboscope._core.replacing import REPLACED, Wrap
 
 _native: Any
@@ -250,16 +250,9 @@ def _put(owner: type, name: str, by: str, wrap: Wrap) -> None:
 
 def _real_types() -> tuple[type, type, type]:
     """The interpreter's own types, also where gevent has put its own in their place."""
-    import _queue
-    import _thread
-
-    lock, rlock, queue = _thread.allocate_lock, _thread.RLock, _queue.SimpleQueue
-    monkey = sys.modules.get("gevent.monkey")
-    if monkey is not None:
-        lock = monkey.get_original("_thread", "allocate_lock")
-        rlock = monkey.get_original("_thread", "RLock")
-        queue = monkey.get_original("_queue", "SimpleQueue")
-    return type(lock()), type(rlock()), queue
+    lock = threads.real("allocate_lock")
+    rlock = threads.real("RLock")
+    return type(lock()), type(rlock()), threads.real("SimpleQueue", "_queue")
 
 
 contention = Contention()

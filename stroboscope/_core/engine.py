@@ -10,13 +10,12 @@ from __future__ import annotations
 import atexit
 import math
 import os
-import sys
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from stroboscope._core import threads
 from stroboscope._core.at_rest import AtRest, TaskRow
 from stroboscope._core.capture import Capture
 from stroboscope.errors import EngineUnavailable, WindowsExhausted
@@ -79,7 +78,7 @@ class Window:
         self._engine = engine
         self._handle = handle
         self._cancelled = False
-        self._lock = real_lock()
+        self._lock = threads.real("allocate_lock")()
         self._capture: Capture | None = None
 
     def wait(self, seconds: float, each: Callable[[], object] = _nothing) -> bool:
@@ -116,7 +115,7 @@ class Engine:
     def __init__(self, driver: Driver, reason: str) -> None:
         self._driver = driver
         self._reason = reason
-        self._lock = real_lock()
+        self._lock = threads.real("allocate_lock")()
         self._windows: set[Window] = set()
         self._registered = False
         self._hz = 0
@@ -248,7 +247,7 @@ class Engine:
         """
 
         def run() -> None:
-            ident = _get_ident()
+            ident = threads.real("get_ident")()
             self._own_threads.add(ident)
             try:
                 target()
@@ -273,7 +272,7 @@ class Engine:
             atexit.register(self._at_exit)
 
     def _after_fork(self) -> None:
-        self._lock = real_lock()
+        self._lock = threads.real("allocate_lock")()
         self._windows = set()
         self._own_threads = set()
         self._driver.after_fork()
@@ -282,20 +281,3 @@ class Engine:
         for window in list(self._windows):
             window.cancel()
             window.close()
-
-
-def _get_ident() -> int:
-    """The system thread's ident, also where gevent has replaced `get_ident`."""
-    monkey = sys.modules.get("gevent.monkey")
-    if monkey is None:
-        return threading.get_ident()
-    ident: int = monkey.get_original("_thread", "get_ident")()
-    return ident
-
-
-def real_lock() -> Any:
-    """A real lock, also where gevent has replaced `threading.Lock`."""
-    monkey = sys.modules.get("gevent.monkey")
-    if monkey is None:
-        return threading.Lock()
-    return monkey.get_original("_thread", "allocate_lock")()

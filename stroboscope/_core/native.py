@@ -11,7 +11,7 @@ from array import array
 from collections.abc import Callable
 from typing import Any
 
-from stroboscope._core import _native
+from stroboscope._core import _native, threads
 from stroboscope._core.at_rest import AtRest, TaskRow, ThreadRow
 from stroboscope._core.capture import Capture, Moment, Row
 from stroboscope._core.places import BREATH_S, SLICE, places_of, slices
@@ -57,11 +57,12 @@ class NativeDriver:
         if not _native.check():
             raise EngineUnavailable("this interpreter's frames cannot be read")
         try:
-            _native.start(period_ns)
+            number = _native.start(period_ns)
         except (RuntimeError, OSError) as error:
             raise EngineUnavailable(str(error)) from error
         self._period_ns = period_ns
         try:
+            threads.start(lambda: _native.drain(number))
             self._hook_thread_start()
         except BaseException:
             _native.stop()
@@ -236,7 +237,12 @@ class NativeDriver:
 
     def start_thread(self, target: Callable[[], object]) -> None:
         """Run `target` on a thread of the operating system, never sampled."""
-        _native.start_thread(target)
+
+        def run() -> None:
+            _native.exclude_current_thread()
+            target()
+
+        threads.start(run)
 
     def sleep(self, seconds: float) -> None:
         """Sleep without the GIL, also where gevent has patched `time.sleep`."""

@@ -94,7 +94,7 @@ def test_h44_the_record_of_a_link_names_whose_it_is(
 
 def test_h22_links_have_their_makers_pace() -> None:
     """Many links of one token ask no faster than the token may."""
-    surface = Surface(SETTINGS)
+    surface = Surface(SETTINGS, FakeClock())
     gate = surface.desk.gate
     urls = [
         f"/debug/share/{gate.tokens.mint_share('/stacks', 60, 'maker')[0]}"

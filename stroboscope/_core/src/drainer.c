@@ -9,17 +9,18 @@
 #include "sampler.h"
 #include "window.h"
 
-static pthread_t thread;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t wake;
-static int running;  /* GIL */
-static int stopping; /* lock */
+/* Whose turn it is: a drainer whose number has passed ends. Written with the GIL and the
+ * lock, read with either. */
+static unsigned long turn;
+static int ready; /* GIL: `wake` is made */
 static atomic_int robbed;
 static _Atomic uint64_t cpu_ns;
 
-/* Wait one period; 0 when it is time to end. */
-static int
-rest(void)
+/* Wait one period, or until the turn has passed. */
+static void
+rest(unsigned long mine)
 {
     struct timespec until;
     clock_gettime(CLOCK_MONOTONIC, &until);
@@ -29,11 +30,9 @@ rest(void)
         until.tv_sec++;
     }
     pthread_mutex_lock(&lock);
-    while (!stopping && pthread_cond_timedwait(&wake, &lock, &until) == 0) {
+    while (turn == mine && pthread_cond_timedwait(&wake, &lock, &until) == 0) {
     }
-    int go_on = !stopping;
     pthread_mutex_unlock(&lock);
-    return go_on;
 }
 
 uint64_t
@@ -44,17 +43,16 @@ sb_thread_cpu_ns(void)
     return (uint64_t)used.tv_sec * 1000000000u + (uint64_t)used.tv_nsec;
 }
 
-static void *
-drain(void *Py_UNUSED(argument))
+void
+sb_drain(unsigned long mine)
 {
-    PyGILState_STATE gil = PyGILState_Ensure();
     sb_sampler_exclude_current();
     uint64_t before = atomic_load(&cpu_ns);
-    for (;;) {
-        PyThreadState *saved = PyEval_SaveThread();
-        int go_on = rest();
-        PyEval_RestoreThread(saved);
-        if (!go_on) {
+    while (turn == mine) {
+        Py_BEGIN_ALLOW_THREADS
+        rest(mine);
+        Py_END_ALLOW_THREADS
+        if (turn != mine) {
             break;
         }
         sb_windows_drain();
@@ -63,8 +61,6 @@ drain(void *Py_UNUSED(argument))
         }
         atomic_store(&cpu_ns, before + sb_thread_cpu_ns());
     }
-    PyGILState_Release(gil);
-    return NULL;
 }
 
 int
@@ -82,73 +78,51 @@ sb_thread_create(pthread_t *made, void *(*body)(void *), void *argument)
     return 0;
 }
 
-/* Owns a reference to `argument`. */
-static void *
-call(void *argument)
+static void
+next_turn(void)
 {
-    PyObject *callable = argument;
-    PyGILState_STATE gil = PyGILState_Ensure();
-    sb_sampler_exclude_current();
-    PyObject *result = PyObject_CallNoArgs(callable);
-    if (result == NULL) {
-        PyErr_WriteUnraisable(callable);
-    }
-    Py_XDECREF(result);
-    Py_DECREF(callable);
-    PyGILState_Release(gil);
-    return NULL;
+    pthread_mutex_lock(&lock);
+    turn++;
+    pthread_cond_signal(&wake);
+    pthread_mutex_unlock(&lock);
 }
 
-int
-sb_thread_start(PyObject *callable)
+static void
+make_ready(void)
 {
-    pthread_t made;
-    if (sb_thread_create(&made, call, Py_NewRef(callable)) < 0) {
-        Py_DECREF(callable);
-        return -1;
+    if (ready) {
+        return;
     }
-    pthread_detach(made);
-    return 0;
-}
-
-int
-sb_drainer_start(void)
-{
     pthread_condattr_t monotonic;
     pthread_condattr_init(&monotonic);
     pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
     pthread_cond_init(&wake, &monotonic);
     pthread_condattr_destroy(&monotonic);
-    stopping = 0;
+    ready = 1;
+}
+
+unsigned long
+sb_drainer_begin(void)
+{
+    make_ready();
     atomic_store(&robbed, 0);
-    if (sb_thread_create(&thread, drain, NULL) < 0) {
-        return -1;
-    }
-    running = 1;
-    return 0;
+    next_turn();
+    return turn;
 }
 
 void
-sb_drainer_stop(void)
+sb_drainer_end(void)
 {
-    if (!running) {
-        return;
+    if (ready) {
+        next_turn();
     }
-    running = 0;
-    pthread_mutex_lock(&lock);
-    stopping = 1;
-    pthread_cond_signal(&wake);
-    pthread_mutex_unlock(&lock);
-    Py_BEGIN_ALLOW_THREADS
-    pthread_join(thread, NULL);
-    Py_END_ALLOW_THREADS
-    pthread_cond_destroy(&wake);
 }
 
 void
 sb_drainer_after_fork(void)
 {
-    running = 0;
+    turn++;
+    ready = 0;
     pthread_mutex_init(&lock, NULL);
 }
 

@@ -1,7 +1,6 @@
 /* The thread that drains ten times a second.
  *
- * A thread of C's own: under gevent Python's threads are greenlets, and it must run no
- * Python code. It holds the GIL only while it drains.
+ * It runs no Python code, and holds the GIL only while it drains.
  */
 #ifndef SB_DRAINER_H
 #define SB_DRAINER_H
@@ -12,17 +11,15 @@
 
 #define SB_DRAIN_PERIOD_NS 100000000
 
-/* 0, or -1 with an exception. */
-int sb_drainer_start(void);
-/* Joins it; gives up the GIL meanwhile. */
-void sb_drainer_stop(void);
+/* The number of the drainer that begins now; the one before ends. GIL. */
+unsigned long sb_drainer_begin(void);
+/* Drain on this thread until another begins or `sb_drainer_end`. It gives up the GIL
+ * between two drains; after `sb_drainer_end` none follows. GIL. */
+void sb_drain(unsigned long number);
+void sb_drainer_end(void);
 void sb_drainer_after_fork(void);
-/* Run a callable on a detached thread of the system's, never sampled; greenlets play no
- * part in it. 0, or -1 with an exception. An exception of the callable is reported as
- * unraisable. */
-int sb_thread_start(PyObject *callable);
-/* pthread_create with the application's signals left to the application's threads. 0, or
- * -1 with an exception. */
+/* A thread without a Python state, the application's signals left to the application's
+ * threads. 0, or -1 with an exception. */
 int sb_thread_create(pthread_t *made, void *(*body)(void *), void *argument);
 /* CPU time of the calling thread. */
 uint64_t sb_thread_cpu_ns(void);

@@ -45,10 +45,17 @@ start(PyObject *Py_UNUSED(module), PyObject *argument)
         return NULL;
     }
     sb_publishing(1);
-    if (sb_drainer_start() < 0) {
-        sb_sampler_stop();
+    return PyLong_FromUnsignedLong(sb_drainer_begin());
+}
+
+static PyObject *
+drain(PyObject *Py_UNUSED(module), PyObject *argument)
+{
+    unsigned long number = PyLong_AsUnsignedLong(argument);
+    if (PyErr_Occurred()) {
         return NULL;
     }
+    sb_drain(number);
     Py_RETURN_NONE;
 }
 
@@ -76,7 +83,7 @@ contexts(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
 static PyObject *
 stop(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
 {
-    sb_drainer_stop();
+    sb_drainer_end();
     sb_sampler_stop();
     sb_windows_drain();
     Py_RETURN_NONE;
@@ -253,15 +260,6 @@ chain_of(PyObject *Py_UNUSED(module), PyObject *argument)
 }
 
 static PyObject *
-start_thread(PyObject *Py_UNUSED(module), PyObject *callable)
-{
-    if (sb_thread_start(callable) < 0) {
-        return NULL;
-    }
-    Py_RETURN_NONE;
-}
-
-static PyObject *
 rest(PyObject *Py_UNUSED(module), PyObject *argument)
 {
     double seconds = PyFloat_AsDouble(argument);
@@ -322,6 +320,7 @@ wrap_bootstrap(PyObject *Py_UNUSED(module), PyObject *original)
 
 static PyMethodDef methods[] = {
     {"start", start, METH_O, "Start sampling every thread at a period in ns."},
+    {"drain", drain, METH_O, "Drain until the start that gave this number is over."},
     {"set_period", set_period, METH_O, "Sample at another period in ns."},
     {"contexts", contexts, METH_NOARGS, "The label cell of each thread, by ident."},
     {"stop", stop, METH_NOARGS, "Stop sampling; windows stay readable."},
@@ -341,7 +340,6 @@ static PyMethodDef methods[] = {
     {"live_sampled", live_sampled, METH_NOARGS, "Live cells that were sampled."},
     {"chain_of", chain_of, METH_O, "Label overlays of a serial, root first."},
     {"wrap_bootstrap", wrap_bootstrap, METH_O, "Arm threads as they start."},
-    {"start_thread", start_thread, METH_O, "Run a callable on a system thread."},
     {"sleep", rest, METH_O, "Sleep, whatever patched time.sleep."},
     {"misarm", misarm, METH_O, "Arm a thread on the caller's clock, for a test."},
     {"storm", storm, METH_VARARGS, "Send sampler signals to random threads."},
