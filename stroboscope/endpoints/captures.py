@@ -61,8 +61,9 @@ class Captures:
     def __init__(self, clock: Clock = SYSTEM) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        #: Oldest first.
+        #: Oldest first, and until when on the clock that nobody sets.
         self._kept: dict[str, Capture] = {}
+        self._until_s: dict[str, float] = {}
 
     @staticmethod
     def new_id() -> str:
@@ -75,24 +76,25 @@ class Captures:
         Where it makes too many or too much, the oldest of whoever has most goes first:
         a scraper does not push out what an operator has taken.
         """
-        taken_s = self._clock.time_s()
-        dated = replace(capture, taken_s=taken_s, ends_s=taken_s + age_s)
+        dated = replace(capture, taken_s=self._clock.time_s())
         with self._lock:
             self._kept[dated.id] = dated
-            self._trim(taken_s)
+            self._until_s[dated.id] = self._now_s() + age_s
+            self._trim()
             return dated.id in self._kept
 
     def get(self, name: str) -> Capture | None:
         """The capture of this id, or None when it is gone."""
         with self._lock:
-            self._trim(self._clock.time_s())
-            return self._kept.get(name)
+            self._trim()
+            found = self._kept.get(name)
+            return None if found is None else self._ending(found)
 
     def all(self) -> list[Capture]:
         """Every capture, newest first."""
         with self._lock:
-            self._trim(self._clock.time_s())
-            return [*reversed(self._kept.values())]
+            self._trim()
+            return [*map(self._ending, reversed(self._kept.values()))]
 
     def seen_by(self, scopes: Set[str]) -> list[Capture]:
         """Those that a token of these scopes may read, newest first."""
@@ -106,16 +108,26 @@ class Captures:
     def after_fork(self) -> None:
         """The child has none of its parent's, and none of its locks."""
         self._lock = threading.Lock()
-        self._kept = {}
+        self._kept, self._until_s = {}, {}
 
     def __len__(self) -> int:
         return len(self._kept)
 
-    def _trim(self, now_s: float) -> None:
-        for name in [n for n, one in self._kept.items() if one.ends_s <= now_s]:
+    def _ending(self, one: Capture) -> Capture:
+        """With its end as the machine's clock has it now."""
+        left_s = self._until_s[one.id] - self._now_s()
+        return replace(one, ends_s=self._clock.time_s() + left_s)
+
+    def _now_s(self) -> float:
+        return self._clock.monotonic_ns() / 1e9
+
+    def _trim(self) -> None:
+        now_s = self._now_s()
+        for name in [n for n in self._kept if self._until_s[n] <= now_s]:
             del self._kept[name]
         self._make_room(False, LOOSE_CAP, LOOSE_BYTES_CAP)
         self._make_room(True, HELD_CAP, HELD_BYTES_CAP)
+        self._until_s = {name: self._until_s[name] for name in self._kept}
 
     def _make_room(self, is_held: bool, cap: int, bytes_cap: int) -> None:
         pool = [one for one in self._kept.values() if one.is_held is is_held]

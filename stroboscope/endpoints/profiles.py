@@ -173,12 +173,12 @@ def snapshot(name: str) -> Callable[[Call], Response]:
             return Response(200, shown.encode("utf-8", "replace"), TEXT)
         if seconds is None:
             return _attached(call, name, collected, [])
-        began_ns = time.time_ns()
+        began_ns = time.monotonic_ns()
         if not _wait(call, seconds):
             return refusal(call.request, 408, "the client went away")
-        ended_ns = time.time_ns()
+        ended_ns, duration_ns = time.time_ns(), time.monotonic_ns() - began_ns
         delta = subtract(collect(call.desk, True), collected)
-        delta = replace(delta, time_ns=ended_ns, duration_ns=ended_ns - began_ns)
+        delta = replace(delta, time_ns=ended_ns, duration_ns=duration_ns)
         return _attached(call, f"{name}-delta", delta, clamp(seconds, clamped))
 
     handler.__name__ = name
