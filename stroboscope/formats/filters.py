@@ -8,6 +8,7 @@ Source: google/pprof internal/driver (driver_focus.go, tagroot.go), profile/filt
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -32,6 +33,12 @@ OPTIONS: Mapping[str, str] = {
 #: How often one option may be given.
 TIMES_CAP = 8
 KEYS_CAP = 8
+#: What pprof takes for a range of numbers and not for a regex: `128kb:256kb`, `:1ms`. A
+#: bare number it takes for one too, so `status=5xx` finds nothing there; all labels here
+#: are text, and here that is a regex. Source: parseTagFilterRange in driver_focus.go.
+_BOUND = "[+-]?[0-9]+(?:[A-Za-z]+)?"
+_RANGE = re.compile(f"{_BOUND}:|:{_BOUND}|{_BOUND}:{_BOUND}", re.ASCII)
+_RANGE_NOTE = "{}={} is a range of numbers, and no label here is a number"
 _Meets = Callable[[Labels], bool]
 
 
@@ -54,6 +61,7 @@ class Slicer:
     ) -> None:
         self.wanted = tuple((name, value) for name, value in wanted if value)
         self._breathe = breathe
+        self._notes: list[str] = []
         times = Counter(name for name, _ in self.wanted)
         for name, count in times.items():
             if name not in OPTIONS:
@@ -88,7 +96,8 @@ class Slicer:
         is_changed = any(name in changes for name, _ in self.wanted)
         keep = self._added if is_changed else self._kept
         sliced = keep(table, stacks, label_sets)
-        notes = tuple(f"sliced: {name}={value}" for name, value in self.wanted)
+        sliced_by = (f"sliced: {name}={value}" for name, value in self.wanted)
+        notes = (*sliced_by, *self._notes)
         return replace(profile, samples=sliced, comments=(*profile.comments, *notes))
 
     def _values(self, name: str) -> list[str]:
@@ -110,6 +119,9 @@ class Slicer:
         key, equals, value = text.partition("=")
         if not equals:
             key, value = "", text
+        if _RANGE.fullmatch(value):
+            self._notes.append(_RANGE_NOTE.format(name, text))
+            return lambda _: False  # pprof looks at labels that are numbers: none is
         tests = [
             _Names(_pattern(name, part, self._breathe), self._breathe)
             for part in value.split(",")

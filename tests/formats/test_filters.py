@@ -51,6 +51,16 @@ CASES: list[dict[str, str]] = [
     {"tagfocus": "tenant="},
     {"tagfocus": "="},
     {"tagfocus": "status=^5xx"},
+    {"tagfocus": ":1ms"},
+    {"tagfocus": "128kb:256kb"},
+    {"tagfocus": "pid=4000:"},
+    {"tagfocus": "pid=^4711$"},
+    {"tagfocus": "-1:+2x"},
+    {"tagfocus": "status=5xx:"},
+    {"tagfocus": "status:5xx"},
+    {"tagfocus": "1:2:3"},
+    {"tagfocus": "2xx,5xx"},
+    {"tagignore": "1:2"},
     {"tagignore": "tenant=T1"},
     {"tagignore": "status=^2"},
     {"tagfocus": "endpoint=/", "tagignore": "tenant=other"},
@@ -113,6 +123,16 @@ def test_the_table_sorts_by_cumulative_values_as_pprof_does(real: Pprof) -> None
     found = table.functions(WHOLE, by_cumulative=True)
 
     assert [tuple(row) for row in found.rows] == real.top("-cum")
+
+
+def test_a_range_says_that_it_finds_nothing() -> None:
+    """Whoever curls sees no warning of pprof's."""
+    sliced = Slicer([("tagfocus", "pid=128kb:256kb")]).apply(WHOLE)
+
+    assert len(sliced.samples) == 0
+    assert sliced.comments[-1] == (
+        "tagfocus=pid=128kb:256kb is a range of numbers, and no label here is a number"
+    )
 
 
 def test_a_number_is_text_where_labels_are_text(real: Pprof) -> None:
