@@ -65,4 +65,5 @@ def render(page: str):
     with stroboscope.region("cache"):
         stroboscope.log("cache", "miss key-class=%s", "page")
     with printer, stroboscope.region("render"):
+        time.sleep(0.01)  # the one printer; see /debug/pprof/mutex
         return {"page": draw_page(page)}

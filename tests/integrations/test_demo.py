@@ -23,3 +23,5 @@ def test_the_demo_shows_one_answer_of_each_kind() -> None:
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     for shown in ("/checkout/{item}", "/report", "/debug/workers", "trace"):
         assert shown in done.stdout, shown
+    after = done.stdout.split("by endpoint mutex.pb.gz", 1)[1].splitlines()
+    assert "/render/{page}" in "".join(after[1:3]), "the printer was not fought over"
