@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import inspect
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import Callable, Generator
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar, cast
 
 from stroboscope._core import LABELS, LabelCell
 from stroboscope.errors import LabelError
+from stroboscope.labels.blocks import Block, async_generator, kind_of
 from stroboscope.labels.sets import (
     TABLE,
     LabelSet,
@@ -28,7 +28,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class _Scope:
+class _Scope(Block):
     """Enters and leaves one overlay; as block, decorator, sync and async.
 
     Keeps nothing between entry and exit: one object may be entered again inside
@@ -57,17 +57,6 @@ class _Scope:
                 cell.publish()
                 return
             cell = cell.parent
-
-    async def __aenter__(self) -> None:
-        self.__enter__()
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.__exit__(kind, error, traceback)
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
         """Decorate a function, coroutine function, generator or async generator.
@@ -172,18 +161,6 @@ class _entered:
         self._cell.publish()
 
 
-def kind_of(function: Callable[..., Any]) -> str:
-    """What calling it gives: coroutine, generator, async generator, or function."""
-    for each in (function, getattr(function, "__call__", None)):  # noqa: B004
-        if inspect.iscoroutinefunction(each):
-            return "coroutine"
-        if inspect.isasyncgenfunction(each):
-            return "async generator"
-        if inspect.isgeneratorfunction(each):
-            return "generator"
-    return "function"
-
-
 def _function(overlay: Overlay, function: Callable[..., Any]) -> Any:
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -226,26 +203,8 @@ def _generator(overlay: Overlay, function: Callable[..., Any]) -> Any:
 
 
 def _async_generator(overlay: Overlay, function: Callable[..., Any]) -> Any:
-    @functools.wraps(function)
-    async def run(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
-        generator = function(*args, **kwargs)
-        step, value = generator.asend, None
-        while True:
-            try:
-                with _entered(overlay):
-                    item = await step(value)
-            except StopAsyncIteration:
-                return
-            try:
-                step, value = generator.asend, (yield item)
-            except GeneratorExit:
-                with _entered(overlay):
-                    await generator.aclose()
-                raise
-            except BaseException as error:  # the consumer's, for the generator
-                step, value = generator.athrow, error
-
-    return run
+    run = async_generator(function, contextlib.nullcontext, lambda: _entered(overlay))
+    return functools.wraps(function)(run)
 
 
 _WRAPPERS: dict[str, Callable[[Overlay, Callable[..., Any]], Any]] = {

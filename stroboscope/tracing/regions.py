@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import Callable, Generator
+from contextlib import nullcontext
 from typing import Any
 
 from stroboscope._core.recording import region, set_region_decorator
-from stroboscope.labels.scope import kind_of
+from stroboscope.labels.blocks import async_generator, kind_of
 
 
 def decorated(name: str, function: Callable[..., Any]) -> Any:
@@ -44,24 +45,7 @@ def _generator(name: str, function: Callable[..., Any]) -> Any:
 
 
 def _async_generator(name: str, function: Callable[..., Any]) -> Any:
-    async def run(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
-        with region(name):
-            generator = function(*args, **kwargs)
-            step, value = generator.asend, None
-            while True:
-                try:
-                    item = await step(value)
-                except StopAsyncIteration:
-                    return
-                try:
-                    step, value = generator.asend, (yield item)
-                except GeneratorExit:
-                    await generator.aclose()
-                    raise
-                except BaseException as error:  # the consumer's, for the generator
-                    step, value = generator.athrow, error
-
-    return run
+    return async_generator(function, lambda: region(name), nullcontext)
 
 
 _WRAPPERS: dict[str, Callable[[str, Callable[..., Any]], Any]] = {

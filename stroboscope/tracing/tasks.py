@@ -8,14 +8,14 @@ from types import TracebackType
 from typing import Any, ParamSpec, TypeVar, cast
 
 from stroboscope._core import LABELS, LabelCell
-from stroboscope.labels.scope import kind_of
+from stroboscope.labels.blocks import Block, kind_of
 from stroboscope.tracing import otel
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class task:
+class task(Block):
     """A task around a block, a function or a coroutine function.
 
         with task("rebuild-index"): ...
@@ -63,17 +63,6 @@ class task:
             # As a program's exit code: see `statistics.RAISED`.
             cell.end_task(None, int(isinstance(error, Exception)))
             cell.publish()
-
-    async def __aenter__(self) -> None:
-        self.__enter__()
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.__exit__(kind, error, traceback)
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
         """Decorate a function or a coroutine function: each call is a task.
