@@ -97,7 +97,9 @@ class Desk:
         #: False in the sidecar: what is asked of a process is asked of the workers.
         self.is_worker = is_worker
         self.clock = clock
-        self.tracer = tracer or partial(record, trace_url=settings.trace_url)
+        self.tracer = tracer or partial(
+            record, trace_url=settings.trace_url, loops=self.loops
+        )
         self.gate = Gate(settings, clock)
         self.knobs = knobs_of(settings, clock)
         self.members = _members(settings)

@@ -14,7 +14,7 @@ from stroboscope.formats.callstacks import encode as encode_callstacks
 from stroboscope.formats.timeline import Timeline
 from stroboscope.tracing.extras import Collector
 from stroboscope.tracing.extras.callbacks import LoopCallbacks
-from stroboscope.tracing.extras.counters import Counters
+from stroboscope.tracing.extras.counters import Counters, Loops
 from stroboscope.tracing.extras.garbage import Collections
 from stroboscope.tracing.extras.pools import PoolJobs
 from stroboscope.tracing.extras.samples import CpuSamples
@@ -43,15 +43,17 @@ def record(
     breathe: Callable[[], object] = lambda: None,
     *,
     trace_url: str = "",
+    loops: Loops = tuple,
 ) -> bytes:
     """An execution trace of so many seconds from now, in one of `FORMATS`.
 
-    `facts` stand on its first slice; `breathe` is called often while Python encodes.
+    `facts` stand on its first slice; `breathe` is called often while Python encodes;
+    `loops` gives the loops that are known to run, for their counters.
     Blocks; belongs on a thread of ours. Raises: EngineUnavailable.
     """
     samples = CpuSamples(seconds)
     before_ns = _own_cpu_ns()
-    taken = recorder.capture(seconds, is_cancelled, [*_collectors(), samples])
+    taken = recorder.capture(seconds, is_cancelled, [*_collectors(loops), samples])
     cpu_us = (_own_cpu_ns() - before_ns) // 1000
     said = (*facts, ("seconds", f"{seconds:g}"), ("ended", taken.ended))
     said = (*said, *taken.facts, ("own_cpu_us", cpu_us))
@@ -91,8 +93,8 @@ def within(
     return body
 
 
-def _collectors() -> list[Collector]:
-    return [Collections(), Counters(), Waits(), LoopCallbacks(), PoolJobs()]
+def _collectors(loops: Loops) -> list[Collector]:
+    return [Collections(), Counters(loops), Waits(), LoopCallbacks(), PoolJobs()]
 
 
 def _own_cpu_ns() -> int:

@@ -28,6 +28,7 @@ from stroboscope.formats.timeline import Timeline
 from stroboscope.tracing import Recorder, captures, extras, region, task
 from stroboscope.tracing.extras import Collector, Fact, Running
 from stroboscope.tracing.extras.callbacks import LoopCallbacks
+from stroboscope.tracing.extras.counters import Counters
 from stroboscope.tracing.extras.pools import PoolJobs
 from stroboscope.tracing.extras.waits import Waits
 from stroboscope.tracing.statistics import by_type
@@ -445,6 +446,27 @@ def test_counters_are_read_ten_times_a_second(
     assert found["rss bytes"]["most"] > 10 << 20
     assert found["asyncio tasks"]["most"] >= 1
     assert 100_000 < found["loop lag us"]["most"] < 5_000_000
+
+
+def test_a_loop_that_is_known_has_its_lag_without_a_task(flight: Recorder) -> None:
+    """As all have to be from 3.14 on, where nobody else tells of tasks."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    try:
+        found = flight.capture(0.3, lambda: False, [Counters(lambda: [loop])])
+        without = flight.capture(0.3, lambda: False, [Counters()])
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+    def counters(block: bytes) -> set[str]:
+        line = Timeline.read(block)
+        return {line.name(count.name) for count in line.counts()}
+
+    assert "loop lag us" in counters(found.block)
+    assert "loop lag us" not in counters(without.block)
 
 
 def test_all_is_as_it_was_however_a_capture_ends(flight: Recorder) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import os
 import time
+from collections.abc import Callable, Iterable
 
 from stroboscope._core import recording
 from stroboscope._core.at_rest import task_sets
@@ -19,12 +20,17 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 _THREADS, _RSS = 17, 21
 
 
+#: The loops that are known to run; from 3.14 on tasks are found by them alone.
+Loops = Callable[[], Iterable[asyncio.AbstractEventLoop]]
+
+
 class Counters(Collector):
     """Read on our own thread; a loop is only asked to say when its turn comes."""
 
     name = "counters"
 
-    def __init__(self) -> None:
+    def __init__(self, loops: Loops = tuple) -> None:
+        self._loops = loops
         self._next_s = 0.0
         self._probes: list[_Probe] = []
 
@@ -34,20 +40,21 @@ class Counters(Collector):
         if now_s < self._next_s:
             return
         self._next_s = now_s + _EVERY_S
-        self._probes = self._probes or _probes()
+        known = list(self._loops())
+        self._probes = self._probes or _probes(known)
         for probe in self._probes:
             probe.ask()
         with open("/proc/self/stat", "rb", buffering=0) as file:
             fields = file.read().rpartition(b")")[2].split()
         recording.trace_count("threads", int(fields[_THREADS]))
         recording.trace_count("rss bytes", int(fields[_RSS]) * _PAGE)
-        recording.trace_count("asyncio tasks", sum(map(len, task_sets())))
+        recording.trace_count("asyncio tasks", sum(map(len, task_sets(known))))
 
 
-def _probes() -> list[_Probe]:
-    """One for each loop that has a task now."""
-    tasks = [task for known in task_sets() for task in list(known)]
-    found: dict[int, asyncio.AbstractEventLoop] = {}
+def _probes(known: list[asyncio.AbstractEventLoop]) -> list[_Probe]:
+    """One for each loop that is known, or has a task now."""
+    tasks = [task for tasks in task_sets(known) for task in list(tasks)]
+    found = {id(loop): loop for loop in known}
     for task in tasks[:_TASKS_CAP]:
         real = task() if callable(task) else task
         if isinstance(real, asyncio.Task):
