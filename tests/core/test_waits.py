@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor, thread
 from typing import Any
 
+import anyio.to_thread
 import pytest
 import uvloop
 from contending import (
@@ -194,6 +195,29 @@ def test_time_in_an_executors_queue_is_the_submitters() -> None:
     assert waited["/second"] == pytest.approx(clock.took["second"], rel=0.05)
     assert waited["/first"] < 0.05
     assert {"ThreadPoolExecutor.submit"} <= functions(queued)
+
+
+async def wants_a_thread(limiter: anyio.CapacityLimiter, endpoint: str) -> None:
+    with do(endpoint=endpoint):
+        await anyio.to_thread.run_sync(time.sleep, 0.1, limiter=limiter)
+
+
+@once_in_three
+def test_who_waits_for_a_thread_of_anyio_waits_at_its_limiter() -> None:
+    """Two jobs, one token: the second's wait is counted, in the stack of its caller."""
+
+    async def main() -> None:
+        limiter = anyio.CapacityLimiter(1)
+        await asyncio.gather(
+            wants_a_thread(limiter, "/first"), wants_a_thread(limiter, "/second")
+        )
+
+    with counting() as counted:
+        asyncio.run(main())
+
+    waited = [s for s in counted.block if "wants_a_thread" in functions([s])]
+    assert delays_by(waited, "endpoint") == {"/second": pytest.approx(0.1, rel=0.5)}
+    assert not [s for s in counted.mutex if "wants_a_thread" in functions([s])]
 
 
 def test_methods_replaced_by_others_stay_theirs() -> None:

@@ -186,5 +186,27 @@ def test_boxes_are_under_the_budget_of_evidence(
     assert not list((tmp_path / "shop").glob("box-*"))
 
 
+def test_a_box_that_cannot_be_kept_is_counted_and_gone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its place may be what is missing: it makes room and tries again; then it says so."""
+    with worker(tmp_path, busy(f"{0xD1:032x}")) as one:
+        kill(one)
+    elsewhere = tmp_path / "evidence"
+    elsewhere.mkdir()
+    (elsewhere / "shop").write_text("a file where the folder should be")
+    settings = Settings(
+        keys=(KEY,), service="shop", rundir=str(tmp_path), evidence_dir=str(elsewhere)
+    )
+    desk = Surface(settings, is_worker=False).desk
+
+    assert blackboxes.adopt_dead(desk) == 0
+    assert desk.evidence.dropped == {"disk": 1}
+    assert str(elsewhere) in desk.evidence.state()
+    assert "http:/checkout in db.fetch" in caplog.text
+    assert "not kept (disk)" in caplog.text
+    assert not list((tmp_path / "shop").glob("box-*"))
+
+
 def _has_box(base: Path, pid: int) -> bool:
     return bool([*(base / "shop").glob(f"box-{pid}-*")])

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -177,6 +178,39 @@ def test_it_is_there_before_and_after_the_workers() -> None:
     assert before.headers["Retry-After"] == "1"
     assert page.status_code == 200
     assert metrics.status_code == 503
+
+
+def test_it_finds_what_killed_workers_left_when_nobody_else_is_there() -> None:
+    """The server and both its workers die by SIGKILL: their black boxes are listed and
+    given out by a sidecar that begins afterwards, and by the next one after it."""
+    folder = rundir()
+    with serving(UVICORN + "--workers 2", FASTAPI, STROBOSCOPE_RUNDIR=str(folder)) as (
+        public,
+        server,
+    ):
+        with sidecar(folder) as ask:
+            workers = until_two(ask, public)
+        boxes = [*map("box-{}-*".format, workers)]
+        wait_until(lambda: all([*(folder / "shop").glob(box)] for box in boxes), 5)
+        for pid in (server, *workers):
+            os.kill(pid, signal.SIGKILL)
+    found = []
+    for _ in range(2):
+        with sidecar(folder) as ask:
+            wait_until(lambda ask=ask: len(boxes_by(ask)) == 2, 10)
+            found.append(boxes_by(ask))
+            urls = [one["url"].removeprefix("/debug") for one in found[-1]]
+            given = [ask.get(url) for url in urls]
+
+    assert {int(one["parameters"]["pid"]) for one in found[0]} == set(workers)
+    assert [one["id"] for one in found[0]] == [one["id"] for one in found[1]]
+    assert [answer.status_code for answer in given] == [200, 200]
+    assert all(b"was killed" in answer.content for answer in given)
+
+
+def boxes_by(ask: httpx.Client) -> list[dict[str, Any]]:
+    listed: list[dict[str, Any]] = ask.get("/captures").json()
+    return [one for one in listed if one["kind"] == "blackbox"]
 
 
 def test_a_token_revoked_by_a_worker_is_refused_by_the_sidecar() -> None:

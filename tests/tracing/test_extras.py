@@ -24,7 +24,7 @@ from perfetto_sql import Processor
 from stroboscope._core import LABELS, LabelCell, engine
 from stroboscope._core.contention import contention
 from stroboscope._core.replacing import REPLACED
-from stroboscope.formats.timeline import Timeline
+from stroboscope.formats.timeline import WAITS, Timeline
 from stroboscope.tracing import Recorder, captures, extras, region, task
 from stroboscope.tracing.extras import Collector, Fact, Running
 from stroboscope.tracing.extras.callbacks import LoopCallbacks
@@ -369,6 +369,52 @@ def test_a_coroutines_wait_is_a_slice_on_its_tasks_track(
     (for_news,) = lengths("wait for news in waits_in_vain")
     (for_thread,) = lengths("wait for news in wants_a_thread")
     assert all(is_about(dur, 60e6) for dur in (for_lock, for_news, for_thread))
+
+
+def test_every_wait_of_a_coroutine_has_its_end_in_its_own_task(
+    captured: Any, processor: Processor, flight: Recorder
+) -> None:
+    """300 tasks over three locks and a queue, a third of them cancelled as they wait."""
+    drawn = random.Random(7)
+    may_wait = []
+
+    async def one(number: int, locks: list[asyncio.Lock], queue: Any) -> None:
+        with task(f"task {number}"):
+            for _ in range(3):
+                lock = drawn.choice(locks)
+                may_wait.append(number)
+                async with lock:
+                    await asyncio.sleep(0)
+                if number % 2:
+                    queue.put_nowait(number)
+                else:
+                    may_wait.append(number)
+                    await queue.get()
+
+    async def main() -> None:
+        locks, queue = [asyncio.Lock() for _ in range(3)], asyncio.Queue[int]()
+        tasks = [asyncio.create_task(one(n, locks, queue)) for n in range(300)]
+        await asyncio.sleep(0.001)
+        for number in range(0, 300, 3):
+            tasks[number].cancel()
+        await asyncio.wait(tasks, timeout=5)
+        for left in tasks:
+            left.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    captured(lambda: asyncio.run(main()))
+    block = flight.snapshot()
+    assert block is not None
+    line = Timeline.read(block)
+
+    found = 0
+    for known in line.tasks():
+        for span in line.spans_of(known):
+            assert span.flags == WAITS
+            assert known.begin_ns <= span.begin_ns <= span.end_ns <= known.end_ns
+            found += 1
+    assert line.lost == 0
+    assert 100 < found <= len(may_wait)
 
 
 def test_a_wait_of_a_coroutine_is_no_region(captured: Any, flight: Recorder) -> None:
