@@ -187,7 +187,7 @@ class Agreement:
 
     def _is_later(self, found: Mapping[str, Any], shared: Shared) -> bool:
         mark = self._mark(found)
-        if mark == "":
+        if mark == "" or shared.is_foreign:  # only a change is put in its place
             return False
         if not shared.version:  # it has nothing, or nothing that can be read
             return True

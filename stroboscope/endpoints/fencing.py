@@ -41,7 +41,9 @@ def described(fleet: Fleet | None) -> str:
     """For the doctor's report."""
     if fleet is None:
         return "off"
-    return f"unreachable: {fleet.failure}" if fleet.failure else "reachable"
+    said = f"unreachable: {fleet.failure}" if fleet.failure else "reachable"
+    refused = fleet.seal.refused
+    return f"{said}; ignored, not signed with our keys: {refused}" if refused else said
 
 
 def families(fleet: Fleet | None) -> list[Family]:
@@ -71,6 +73,12 @@ def families(fleet: Fleet | None) -> list[Family]:
             "counter",
             "Times Redis was not to be reached.",
             values(lambda one: one.failures),
+        ),
+        Family(
+            prefix + "refused_total",
+            "counter",
+            "Entries in Redis ignored, not signed with our keys.",
+            values(lambda one: one.seal.refused),
         ),
         Family(
             prefix + "leases_lost_total",

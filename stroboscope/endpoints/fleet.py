@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from stroboscope.errors import FleetError, FolderError
 from stroboscope.fleet.clerk import RETRY_S, Clerk
+from stroboscope.fleet.seal import Seal
 from stroboscope.fleet.store import Ours, Store, Taken, new_nonce
 from stroboscope.settings import Settings
 from stroboscope.workers.documents import Document
@@ -50,9 +51,10 @@ class Fleet:
         self._is_worker = is_worker
         self._clerk = Clerk(settings.redis_url, self._turn)
         scope = (settings.service, settings.env)
+        self.seal = Seal(settings.keys, "/".join(scope))
         #: For requests; and for what the clerk's own thread does.
-        self.store = Store(self._clerk.ask, *scope)
-        self.store_here = Store(self._clerk.ask_here, *scope)
+        self.store = Store(self._clerk.ask, *scope, self.seal)
+        self.store_here = Store(self._clerk.ask_here, *scope, self.seal)
         self._looks = None if folder is None else Document(folder, "fleet")
         self._host = None if folder is None else Document(folder, "host")
         self._own_host = secrets.token_hex(8)

@@ -1,5 +1,6 @@
 """Two hosts of one service and a real Redis; a host is a run directory of its own."""
 
+import json
 import os
 import re
 import signal
@@ -15,13 +16,15 @@ from typing import Any
 import httpx
 import pytest
 from redis_servers import RedisServer, redis_server
-from workers import ROOT, Worker, wait_until, worker
+from workers import KEY, ROOT, Worker, wait_until, worker
 
+from stroboscope.auth.keys import generate_key
 from stroboscope.endpoints.agreement import FLEET, HOST
 from stroboscope.endpoints.leases import GRACE_S
 from stroboscope.errors import FleetError
 from stroboscope.fleet.clerk import BUDGET_S, RETRY_S, SLACK_S
 from stroboscope.fleet.link import Link
+from stroboscope.fleet.seal import Seal
 
 #: What a machine full of tests adds to a budget.
 NOISE_S = 1.0
@@ -30,6 +33,7 @@ ADOPTED_S = 2.0
 #: Until a Redis that is back has been noticed.
 FOUND_S = RETRY_S * 1.3 + 1.5
 SAID = "X-Stroboscope-Fleet"
+OLD = generate_key()
 STATE = "stroboscope:{shop/}:state"
 LEASE = "stroboscope:{shop/}:lease"
 
@@ -66,6 +70,15 @@ def settings(host: Worker) -> dict[str, Any]:
 def rate(host: Worker) -> int:
     value: int = settings(host)["settings"]["cpu_hz"]["value"]
     return value
+
+
+def write_knobs(
+    server: RedisServer, mark: str, version: int, rate: int, *keys: str
+) -> None:
+    """As another host does whose keys these are."""
+    document = json.dumps({"version": version, "overrides": {"cpu_hz": [rate, None]}})
+    seal = Seal(keys or (KEY,), "shop/").sign("settings document", mark, document)
+    server.run("HSET", STATE, "mark", mark, "knobs", document, "seal", seal)
 
 
 def fleet(host: Worker) -> str:
@@ -308,14 +321,24 @@ def test_a_lease_whose_end_redis_did_not_hear_is_freed_later(
 
 
 def test_a_lease_without_an_end_is_nobodys(tmp_path: Path, server: RedisServer) -> None:
-    """Somebody has written there by hand; any other one is over when it says."""
+    """Nor one that none of ours has signed; any other one is over when it says."""
     with hosts(tmp_path, server, "a") as (a,):
         server.run("SET", LEASE, "9|ab|cd|trace")
         free = a.ask("/trace?seconds=0.1", "trace")
-        server.run("SET", LEASE, "<script>\r\nX: y", "PX", "60000")
+        nobody = Seal((generate_key(),), "shop/").sign("lease", "ab", "cd", "trace")
+        texts = ("<script>\r\nX: y", "9|ab|cd|trace|", f"9|ab|cd|trace|{nobody}")
+        forged = []
+        for text in texts:
+            server.run("SET", LEASE, text, "PX", "60000")
+            forged.append(a.ask("/trace?seconds=0.1", "trace"))
+        ours = Seal((KEY,), "shop/").sign("lease", "ab", "cd", "capture")
+        server.run("SET", LEASE, f"9|ab|cd|capture|{ours}", "PX", "60000")
         held = a.ask("/trace?seconds=0.1", "trace")
+        said = fleet(a)
 
     assert free.status_code == 200
+    assert [one.status_code for one in forged] == [200] * len(texts)
+    assert said == "reachable; ignored, not signed with our keys: 3"
     assert held.status_code == 429
     assert held.text == "a capture is being taken\n"
     assert int(held.headers["Retry-After"]) == 60 - GRACE_S
@@ -438,8 +461,60 @@ def test_garbage_in_redis_switches_nothing(
         before = rate(a), fleet(a)
         done = put(a, 50)
 
-    assert before == (100, "reachable")
+    assert before == (100, "reachable; ignored, not signed with our keys: 1")
     assert done.json()["holds_for"] == FLEET
+
+
+def test_who_can_write_to_redis_switches_nothing(
+    tmp_path: Path, server: RedisServer
+) -> None:
+    """What nobody who holds our keys has signed is ignored, counted and said, and a
+    change replaces it; so are a signature of elsewhere and one moved to another mark."""
+    with hosts(tmp_path, server, "a", keys=(OLD, KEY)) as (a,):
+        write_knobs(server, "7.ab", 7, 70, OLD)  # keys are being rotated
+        wait_until(lambda: rate(a) == 70, 4.0)
+        genuine = server.run("HGET", STATE, "seal")
+        forgeries = {
+            "8.ab": lambda: server.run("HDEL", STATE, "seal"),
+            "9.ab": lambda: server.run("HSET", STATE, "seal", genuine),
+            "10.ab": lambda: write_knobs(server, "10.ab", 10, 50, generate_key()),
+            "x" * 100 + "\xff": lambda: None,
+        }
+        for mark, forge in forgeries.items():
+            document = '{"version": 99, "overrides": {"cpu_hz": [50, null]}}'
+            server.run("HSET", STATE, "mark", mark, "knobs", document)
+            forge()
+        time.sleep(1.5)
+        ignored = rate(a), fleet(a).partition(":")[0]
+        counted = a.ask("/metrics", "metrics").text
+        done = put(a, 60)
+        sealed = server.run("HMGET", STATE, "mark", "knobs", "seal")
+
+    assert ignored == (70, "reachable; ignored, not signed with our keys")
+    assert re.search(r"stroboscope_fleet_refused_total [1-9]", counted)
+    assert done.json()["holds_for"] == FLEET
+    assert json.loads(sealed[1])["overrides"]["cpu_hz"][0] == 60
+    for key in (OLD, KEY):
+        assert Seal((key,), "shop/").holds(sealed[2], "settings document", *sealed[:2])
+
+
+def test_h09_who_can_write_to_redis_revokes_nothing(
+    tmp_path: Path, server: RedisServer
+) -> None:
+    """And keeps nobody from revoking."""
+    with hosts(tmp_path, server, "a", "b") as (a, b):
+        wait_for_fleet(a, b)
+        server.run("HSET", STATE, "not_before", "99999999999", "revoked", "forged")
+        server.run("SADD", STATE.replace("state", "revoked"), "an-id", "another|x:y")
+        time.sleep(1.5)
+        good = [one.ask("/labels", "metrics").status_code for one in (a, b)]
+        body = {"json": {"id": "the-id"}}
+        done = a.ask("/revoke", "admin", method="POST", **body)
+
+    assert good == [200, 200]
+    assert done.json()["holds_for"] == FLEET
+    assert done.json()["revoked"] == 1
+    assert done.json()["not_before"] == 0.0
 
 
 def test_redis_is_asked_about_once_a_second_by_a_host(
@@ -465,8 +540,7 @@ def test_redis_is_asked_about_once_a_second_by_a_host(
         os.kill(looker.pid, signal.SIGSTOP)
         try:
             other = next(one for one in workers if one is not looker)
-            server.run("HSET", STATE, "mark", "8.ab", "knobs",
-                       '{"version": 8, "overrides": {"cpu_hz": [33, null]}}')  # fmt: skip
+            write_knobs(server, "8.ab", 8, 33)
             took = wait_until(
                 lambda: (
                     other.ask(f"/settings?worker={other.pid}", "metrics").json()[
@@ -514,7 +588,8 @@ sys.path.insert(0, {str(ROOT / "tests/helpers")!r})
 import asking
 from dataclasses import replace
 from stroboscope.endpoints import Surface
-surface = Surface(replace(asking.SETTINGS, rundir="off", redis_url={server.url!r}))
+settings = replace(asking.SETTINGS, keys=({KEY!r},), rundir="off")
+surface = Surface(replace(settings, redis_url={server.url!r}))
 surface.wake()
 print(surface.desk.agreement.change({{"cpu_hz": 50}}, 60.0, None), flush=True)
 while surface.desk.knobs.get("cpu_hz") != 60:
