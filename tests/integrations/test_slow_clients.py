@@ -18,45 +18,63 @@ from fronts import (
 )
 from servers import FASTAPI, HYPERCORN, UVICORN, serving
 
+#: Rounds of a measurement, and measurements of which one has to hold: what else runs
+#: on the machine moves a p99 by more than we may, and the servers read the bytes that
+#: trickle in all at once, once a second, which alone takes them 20 to 40 ms.
+ROUNDS, TRIES = 2, 3
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("command", "rounds"), [(UVICORN, 3), (HYPERCORN, 1)], ids=["uvicorn", "hypercorn"]
+    "command",
+    # More wait to be accepted at once than hypercorn lets wait by itself.
+    [UVICORN, HYPERCORN + "--backlog 2048"],
+    ids=["uvicorn", "hypercorn"],
 )
-def test_h25_a_thousand_slow_connections_cost_nobody(command: str, rounds: int) -> None:
+def test_h25_a_thousand_slow_connections_cost_nobody(command: str) -> None:
     """Half-open, sending or reading a byte a second: the application's p99 stays in
     its noise, a second capture succeeds, memory is bounded."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 8192), hard))
     try:
         with serving(command, FASTAPI) as (base, pid):
-            calm: list[float] = []
-            busy: list[float] = []
-            before_kb = grown_kb = 0
-            for _ in range(rounds):
-                calm += latencies_s(base, 300)
-                before_kb = before_kb or resident_kb(pid)
-                with a_thousand_slow_ones(base):
-                    settle(base)
-                    busy += latencies_s(base, 300)
-                    second = httpx.get(
-                        base + "/debug/pprof/profile?seconds=0.2",
-                        headers=bearer(),
-                        timeout=20,
-                    )
-                    assert second.status_code == 200
-                    grown_kb = max(grown_kb, resident_kb(pid) - before_kb)
+            latencies_s(base, 100)
+            before_kb = resident_kb(pid)
+            for _ in range(TRIES):
+                calm, busy, most_kb = measured(base, pid)
+                print(
+                    f"p50 {statistics.median(calm) * 1e3:.2f}"
+                    f" {statistics.median(busy) * 1e3:.2f},"
+                    f" p99 {p99(calm) * 1e3:.2f} {p99(busy) * 1e3:.2f} ms,"
+                    f" {most_kb - before_kb} kB"
+                )
+                if p99(busy) < 1.5 * p99(calm) + 0.003:
+                    break
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
-    print(
-        f"p50 {statistics.median(calm) * 1e3:.2f} {statistics.median(busy) * 1e3:.2f}"
-        f" p99 {p99(calm) * 1e3:.2f} {p99(busy) * 1e3:.2f} ms, {grown_kb} kB"
-    )
-    # A burst of whatever else runs here moves the p99 of few requests by more.
-    assert rounds < 3 or p99(busy) < 2 * p99(calm) + 0.005
+    assert p99(busy) < 1.5 * p99(calm) + 0.003
     assert statistics.median(busy) < 1.5 * statistics.median(calm) + 0.001
-    assert grown_kb < 60_000
+    assert most_kb - before_kb < 60_000
+
+
+def measured(base: str, pid: int) -> tuple[list[float], list[float], int]:
+    """Seconds of requests without and with them, in turn; the most memory it took."""
+    calm: list[float] = []
+    busy: list[float] = []
+    most_kb = 0
+    for _ in range(ROUNDS):
+        calm += latencies_s(base, 300)
+        with a_thousand_slow_ones(base):
+            settle(base)
+            busy += latencies_s(base, 300)
+            second = httpx.get(
+                base + "/debug/pprof/profile?seconds=0.2", headers=bearer(), timeout=20
+            )
+            assert second.status_code == 200
+            most_kb = max(most_kb, resident_kb(pid))
+        settle(base)
+    return calm, busy, most_kb
 
 
 def settle(base: str) -> None:
