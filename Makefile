@@ -80,3 +80,8 @@ PAUSE_SECONDS ?= 2
 pauses: .venvs/main/.stamp
 	PAUSE_ROUNDS=$(PAUSE_ROUNDS) PAUSE_SECONDS=$(PAUSE_SECONDS) .venvs/main/bin/python -m pytest \
 	  -q -s --timeout 3600 tests/integrations/test_pauses_served.py
+
+# The real Parca, built from Go's module proxy, scrapes every profile of two workers.
+.PHONY: parca
+parca: .venvs/main/.stamp
+	PYTHONPATH=tests/helpers .venvs/main/bin/python -W ignore tests/scraped/parca.py
