@@ -106,6 +106,8 @@ class Settings:
     mutex_fraction: int = 0
     block_rate_ns: int = 0
     heap_rate_bytes: int = 0
+    #: Sample what C code asks of Python's RAW allocator as well, with the GIL or not.
+    heap_raw: bool = False
     #: An event loop that is late by more is a stall, and who blocks it is found out;
     #: 0 watches neither loops nor requests.
     stall_threshold_ms: float = 100.0
@@ -386,6 +388,7 @@ VARIABLES: dict[str, Callable[[str], object]] = {
     "mutex_fraction": int,
     "block_rate_ns": int,
     "heap_rate_bytes": int,
+    "heap_raw": _flag,
     "trace_fraction": float,
     "flight_recorder": _flag,
     "recorder_bytes": int,

@@ -105,7 +105,10 @@ def knobs_of(settings: Settings, clock: Clock = SYSTEM) -> Knobs:
     )
     made.on_change("log_levels", levels)
     made.on_change("cpu_hz", engine.set_rate)
-    made.on_change("heap_rate_bytes", lambda rate: heap.set_rate(rate, s.label_sets))
+    made.on_change(
+        "heap_rate_bytes",
+        lambda rate: heap.set_rate(rate, s.label_sets, with_raw=s.heap_raw),
+    )
     made.on_change("mutex_fraction", contention.set_mutex_fraction)
     made.on_change("block_rate_ns", contention.set_block_rate)
     return made

@@ -1,6 +1,6 @@
 """The heap profile: sampled allocations by stack and label, in total and still alive.
 
-Off until `set_rate`; then Python's allocators (OBJ and MEM) are hooked. Totals count
+Off until `set_rate`; then Python's allocators (OBJ and MEM, as an option RAW) are hooked. Totals count
 from the first time it was on and never fall; what is alive is known while it is on.
 Values are estimates of the whole, scaled as Go scales them. See `_core/src/heap.h`.
 """
@@ -39,10 +39,12 @@ _GROWING = (0, 1)
 _registered = False
 
 
-def set_rate(rate_bytes: int, label_sets: int = 512) -> None:
+def set_rate(rate_bytes: int, label_sets: int = 512, *, with_raw: bool = False) -> None:
     """Sample one block in so many bytes from now on; 0 is off, and nothing is hooked.
 
-    `label_sets` are kept apart at most. Cheap, safe from any thread.
+    `label_sets` are kept apart at most. `with_raw` hooks Python's RAW domain as well,
+    which C code asks without the GIL: what has no thread of Python's at hand counts
+    under no stack. Cheap, safe from any thread.
     Raises: EngineUnavailable where there is no C engine, or no hook to be had.
     """
     if _native is None:
@@ -55,7 +57,7 @@ def set_rate(rate_bytes: int, label_sets: int = 512) -> None:
     _register()
     keep_labels(label_sets)
     try:
-        _native.heap_start(rate_bytes)
+        _native.heap_start(rate_bytes, with_raw)
     except RuntimeError as error:
         raise EngineUnavailable(str(error)) from error
 

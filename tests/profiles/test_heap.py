@@ -5,7 +5,6 @@ import functools
 import gc
 import math
 import os
-import subprocess
 import sys
 import threading
 from collections import Counter
@@ -13,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextvars import Context
 
 import pytest
+from heaping import HOLD, run
 
 from stroboscope._core import LABELS, LabelCell, _native
 from stroboscope.formats.profile import Profile
@@ -283,32 +283,6 @@ def test_a_million_live_samples_stop_nobody() -> None:
     assert (1 << 20) - 1000 < info["live"] <= 1 << 20
     assert info["live_lost"] > 0
     assert any("too many at once" in comment for comment in found.comments)
-
-
-def run(code: str, *options: str, **environ: str) -> str:
-    done = subprocess.run(
-        [sys.executable, *options, "-c", code],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={**os.environ, **environ},
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
-
-
-HOLD = """
-import gc, sys, tracemalloc
-from stroboscope.profiles import heap
-from stroboscope._core import _native
-def hold(): return [bytes(1000) for _ in range(20_000)]
-def live():
-    found = heap.collect_heap()
-    return sum(s.values[3] for s in found.samples
-               if any(f.function == "hold" for f in s.stack)) / 20.6e6
-def near(wanted):
-    assert abs(live() - wanted) < 0.15, (live(), wanted)
-"""
 
 
 def test_tracemalloc_started_later_and_stopped_first_or_last() -> None:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 import pytest
+from heaping import on_a_bare_thread
 
 from stroboscope._core import _native
 from stroboscope.profiles import heap
@@ -32,19 +33,6 @@ def switched_off() -> Iterator[None]:
     yield
     heap.set_rate(0)
     assert not _native.heap_info()["in_chain"]
-
-
-def on_a_bare_thread(
-    function: object, argument: int, library: ctypes.CDLL = _C
-) -> int | None:
-    """What a C function returns on a thread that Python knows nothing of."""
-    thread, result = ctypes.c_ulong(), ctypes.c_void_p()
-    failed = library.pthread_create(
-        ctypes.byref(thread), None, function, ctypes.c_void_p(argument)
-    )
-    assert not failed
-    assert not library.pthread_join(thread, ctypes.byref(result))
-    return result.value
 
 
 def in_use() -> Counter[str]:

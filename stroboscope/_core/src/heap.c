@@ -7,6 +7,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "heap_parts.h"
+#include "heap_raw.h"
 #include "ledger.h"
 #include "livemap.h"
 #include "sampler.h"
@@ -35,7 +37,7 @@ static layer *hooked[DOMAIN_COUNT]; /* the latest layer of a domain, in the chai
 /* Under the GIL of the interpreter that started. */
 static PyInterpreterState *home;
 static sb_ledger *ledger;
-static int is_on;
+static int is_on, is_raw_on;
 static double rate;
 static uint64_t samples, live_lost, times_cut;
 
@@ -45,6 +47,15 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static sb_live *unsettled;
 static size_t unsettled_count, unsettled_room;
 static uint64_t unsettled_lost;
+
+/* What was asked for in RAW without the GIL, as rows have it, until it is settled. Its
+ * blocks are in the map under a row of their own that is none of the ledger's. */
+#define OUTSIDE UINT32_MAX
+static int64_t outside[WIDTH];
+static uint64_t outside_samples;
+
+/* From what size on a domain asks RAW for a block: then it is RAW's to count. */
+static size_t raw_from[DOMAIN_COUNT];
 
 /* Set while a hook works, so that nothing it calls is sampled in turn. */
 static __thread int is_inside __attribute__((tls_model("initial-exec")));
@@ -65,8 +76,8 @@ random_word(void)
     return x * 0x2545F4914F6CDD1Du;
 }
 
-static int64_t
-next_distance(void)
+int64_t
+sb_heap_next_distance(void)
 {
     if (!is_on) {
         return INERT;
@@ -128,7 +139,16 @@ settle_all(void)
     size_t count = unsettled_count;
     unsettled = NULL;
     unsettled_count = unsettled_room = 0;
+    int64_t values[WIDTH];
+    memcpy(values, outside, sizeof values);
+    memset(outside, 0, sizeof outside);
+    samples += outside_samples;
+    outside_samples = 0;
     pthread_mutex_unlock(&lock);
+    if (values[ALLOC_SPACE] != 0 || values[INUSE_SPACE] != 0) {
+        int64_t row = sb_ledger_row(ledger, sb_stack_of_ids(NULL, 0), NULL);
+        sb_ledger_add(ledger, row, values);
+    }
     for (size_t i = 0; i < count; i++) {
         settle(&waiting[i]);
     }
@@ -165,10 +185,23 @@ forget(void *pointer, sb_live *block)
     return was_there;
 }
 
+/* With the lock: a block asked for without the GIL comes or goes. */
+static void
+count_outside(const sb_live *block, int step)
+{
+    outside[INUSE_OBJECTS] += step * objects_of(block);
+    outside[INUSE_SPACE] += step * space_of(block);
+}
+
 static void
 account_for(const sb_live *block)
 {
-    if (state_with_gil() != NULL) {
+    if (block->row == OUTSIDE) {
+        pthread_mutex_lock(&lock);
+        count_outside(block, -1);
+        pthread_mutex_unlock(&lock);
+    }
+    else if (state_with_gil() != NULL) {
         settle(block);
     }
     else {
@@ -201,15 +234,71 @@ record(void *pointer, size_t size)
     samples++;
 }
 
+static void
+record_outside(void *pointer, size_t size)
+{
+    sb_live block = {pointer, size, weight_of(size), OUTSIDE};
+    pthread_mutex_lock(&lock);
+    outside[ALLOC_OBJECTS] += objects_of(&block);
+    outside[ALLOC_SPACE] += space_of(&block);
+    outside_samples++;
+    if (sb_live_put(&block) == 0) {
+        count_outside(&block, 1);
+    }
+    else {
+        live_lost++;
+    }
+    pthread_mutex_unlock(&lock);
+}
+
 /* ---- hooks ------------------------------------------------------------------------ */
+
+void
+sb_heap_inside(int step)
+{
+    is_inside += step;
+}
+
+void
+sb_heap_freed(void *pointer)
+{
+    sb_live block;
+    if (forget(pointer, &block)) {
+        account_for(&block);
+    }
+}
+
+void
+sb_heap_record_raw(void *pointer, size_t size)
+{
+    if (!is_on || !is_raw_on || pointer == NULL || is_inside) {
+        return;
+    }
+    is_inside = 1;
+    /* The interpreter frees some RAW blocks past every hook: one may be back here. */
+    sb_heap_freed(pointer);
+    PyThreadState *mine = PyGILState_GetThisThreadState();
+    if (state_with_gil() != NULL) {
+        record(pointer, size);
+    }
+    else if (mine == NULL || (PyThreadState_GetInterpreter(mine) == home &&
+                              !sb_sampler_is_excluded(mine))) {
+        record_outside(pointer, size);
+    }
+    is_inside = 0;
+}
 
 /* The countdown ended at this block. */
 static void __attribute__((noinline))
 sample(layer *self, void *pointer, size_t size)
 {
-    self->countdown = next_distance();
-    if (is_on && pointer != NULL && !is_inside) {
+    self->countdown = sb_heap_next_distance();
+    if (is_on && pointer != NULL && !is_inside &&
+        !(is_raw_on && size >= raw_from[self->domain])) {
         is_inside = 1;
+        if (is_raw_on) {
+            sb_heap_freed(pointer);
+        }
         record(pointer, size);
         is_inside = 0;
     }
@@ -249,9 +338,8 @@ hook_calloc(void *context, size_t count, size_t each)
 static void __attribute__((noinline))
 sampled_free(layer *self, void *pointer)
 {
-    sb_live block;
-    if (pointer != NULL && forget(pointer, &block)) {
-        account_for(&block);
+    if (pointer != NULL) {
+        sb_heap_freed(pointer);
     }
     self->under.free(self->under.ctx, pointer);
 }
@@ -267,13 +355,12 @@ hook_free(void *context, void *pointer)
     sampled_free(self, pointer);
 }
 
-/* The block may be a sampled one. */
-static void *__attribute__((noinline))
-followed_realloc(layer *self, void *pointer, size_t size)
+void *
+sb_heap_reallocated(const PyMemAllocatorEx *under, void *pointer, size_t size)
 {
     sb_live block;
     int was_there = forget(pointer, &block);
-    void *moved = self->under.realloc(self->under.ctx, pointer, size);
+    void *moved = under->realloc(under->ctx, pointer, size);
     if (was_there && moved == NULL) { /* the old block is still there */
         pthread_mutex_lock(&lock);
         int is_kept = sb_live_put(&block) == 0;
@@ -292,7 +379,7 @@ hook_realloc(void *context, void *pointer, size_t size)
     layer *self = context;
     void *moved = LIKELY(pointer == NULL || !sb_live_maybe(pointer))
                       ? self->under.realloc(self->under.ctx, pointer, size)
-                      : followed_realloc(self, pointer, size);
+                      : sb_heap_reallocated(&self->under, pointer, size);
     self->countdown -= (int64_t)size;
     if (!LIKELY(self->countdown >= 0)) {
         sample(self, moved, size);
@@ -308,11 +395,22 @@ is_ours(const PyMemAllocatorEx *allocator, const layer *self)
     return self != NULL && allocator->ctx == self && allocator->malloc == hook_malloc;
 }
 
-static int
-are_equal(const PyMemAllocatorEx *a, const PyMemAllocatorEx *b)
+int
+sb_heap_are_equal(const PyMemAllocatorEx *a, const PyMemAllocatorEx *b)
 {
     return a->ctx == b->ctx && a->malloc == b->malloc && a->calloc == b->calloc &&
            a->realloc == b->realloc && a->free == b->free;
+}
+
+static void
+ask_for(int domain, size_t size)
+{
+    if (DOMAINS[domain] == PYMEM_DOMAIN_OBJ) {
+        PyObject_Free(PyObject_Malloc(size));
+    }
+    else {
+        PyMem_Free(PyMem_Malloc(size));
+    }
 }
 
 /* Whether an allocation of the domain passes the layer: somebody may sit on top of it,
@@ -327,12 +425,7 @@ is_in_chain(int domain)
     int64_t before = self->countdown, passes;
     is_inside++;
     self->countdown = INERT;
-    if (DOMAINS[domain] == PYMEM_DOMAIN_OBJ) {
-        PyObject_Free(PyObject_Malloc(1));
-    }
-    else {
-        PyMem_Free(PyMem_Malloc(1));
-    }
+    ask_for(domain, 1);
     passes = self->countdown != INERT;
     self->countdown = before;
     is_inside--;
@@ -345,7 +438,7 @@ static layer *
 layer_over(const PyMemAllocatorEx *under, int domain)
 {
     for (int i = 0; i < layer_count; i++) {
-        if (layers[i].domain == domain && are_equal(&layers[i].under, under)) {
+        if (layers[i].domain == domain && sb_heap_are_equal(&layers[i].under, under)) {
             return &layers[i];
         }
     }
@@ -407,6 +500,7 @@ forget_live(void)
     settle_all();
     pthread_mutex_lock(&lock);
     sb_live_clear();
+    outside[INUSE_OBJECTS] = outside[INUSE_SPACE] = 0;
     pthread_mutex_unlock(&lock);
     if (ledger != NULL) {
         sb_ledger_let_go(ledger, INUSE_OBJECTS);
@@ -444,17 +538,51 @@ prepare(void)
 }
 
 static int
+asks_raw(int domain, size_t size)
+{
+    is_inside++;
+    sb_heap_raw_is_passed(1);
+    ask_for(domain, size);
+    int passes = sb_heap_raw_is_passed(0);
+    is_inside--;
+    return passes;
+}
+
+/* pymalloc asks RAW for what is larger than it has pools for; how large that is the
+ * user's allocators and the debug hooks say. */
+static void
+learn_what_is_raws(void)
+{
+    enum { POOLS_MAX = 4096 };
+    for (int i = 0; i < DOMAIN_COUNT; i++) {
+        size_t below = 0, from = POOLS_MAX;
+        if (!asks_raw(i, from)) {
+            raw_from[i] = SIZE_MAX;
+            continue;
+        }
+        while (from - below > 1) {
+            size_t middle = (below + from) / 2;
+            *(asks_raw(i, middle) ? &from : &below) = middle;
+        }
+        raw_from[i] = from;
+    }
+}
+
+static int
 hook_all(void)
 {
     int cut = 0;
-    for (int i = 0; i < DOMAIN_COUNT; i++) {
-        int is_new = hook(i);
+    for (int i = 0; i < DOMAIN_COUNT + is_raw_on; i++) {
+        int is_new = i < DOMAIN_COUNT ? hook(i) : sb_heap_raw_hook();
         if (is_new < 0) {
             PyErr_SetString(PyExc_RuntimeError,
                             "Python's allocators have been replaced too often");
             return -1;
         }
         cut |= is_new;
+    }
+    if (cut && is_raw_on) {
+        learn_what_is_raws();
     }
     return cut;
 }
@@ -477,29 +605,11 @@ static void
 count_down_anew(void)
 {
     for (int i = 0; i < DOMAIN_COUNT; i++) {
-        hooked[i]->countdown = next_distance();
+        hooked[i]->countdown = sb_heap_next_distance();
     }
-}
-
-static PyObject *
-heap_start(PyObject *Py_UNUSED(module), PyObject *argument)
-{
-    double wanted = PyFloat_AsDouble(argument);
-    if (PyErr_Occurred()) {
-        return NULL;
+    if (is_raw_on) {
+        sb_heap_raw_count_down(sb_heap_next_distance());
     }
-    if (!(wanted >= 1)) {
-        PyErr_SetString(PyExc_ValueError, "a sample every so many bytes, at least 1");
-        return NULL;
-    }
-    if (prepare() < 0 || mend() < 0) {
-        return NULL;
-    }
-    home = PyInterpreterState_Get();
-    is_on = 1;
-    rate = wanted;
-    count_down_anew();
-    Py_RETURN_NONE;
 }
 
 static int
@@ -510,8 +620,37 @@ stop(void)
     for (int i = 0; i < DOMAIN_COUNT; i++) {
         are_gone &= unhook(i);
     }
+    are_gone &= sb_heap_raw_unhook();
+    is_raw_on = 0;
     forget_live();
     return are_gone;
+}
+
+/* heap_start(rate, with_raw). */
+static PyObject *
+heap_start(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    double wanted;
+    int with_raw = 0;
+    if (!PyArg_ParseTuple(args, "d|p", &wanted, &with_raw)) {
+        return NULL;
+    }
+    if (!(wanted >= 1)) {
+        PyErr_SetString(PyExc_ValueError, "a sample every so many bytes, at least 1");
+        return NULL;
+    }
+    if (with_raw != is_raw_on && is_on) {
+        stop(); /* whose a block is changes with it: what lives is counted anew */
+    }
+    is_raw_on = with_raw;
+    if (prepare() < 0 || mend() < 0) {
+        return NULL;
+    }
+    home = PyInterpreterState_Get();
+    is_on = 1;
+    rate = wanted;
+    count_down_anew();
+    Py_RETURN_NONE;
 }
 
 static PyObject *
@@ -542,17 +681,20 @@ heap_copy(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
 static PyObject *
 heap_info(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
 {
-    return Py_BuildValue("{s:i,s:d,s:K,s:n,s:K,s:K,s:K,s:i,s:i}", "on", is_on, "rate",
+    return Py_BuildValue("{s:i,s:i,s:d,s:K,s:n,s:K,s:K,s:K,s:i,s:i}", "on", is_on,
+                         "raw", is_raw_on, "rate",
                          rate, "samples", (unsigned long long)samples, "live",
                          (Py_ssize_t)sb_live_count(), "live_lost",
                          (unsigned long long)live_lost, "unsettled_lost",
                          (unsigned long long)unsettled_lost, "cut",
                          (unsigned long long)times_cut, "in_chain",
-                         is_in_chain(0) && is_in_chain(1), "layers", layer_count);
+                         is_in_chain(0) && is_in_chain(1) &&
+                             (!is_raw_on || sb_heap_raw_is_in_chain()),
+                         "layers", layer_count);
 }
 
 static PyMethodDef functions[] = {
-    {"heap_start", heap_start, METH_O, "Sample one block in so many bytes."},
+    {"heap_start", heap_start, METH_VARARGS, "Sample one block in so many bytes."},
     {"heap_stop", heap_stop, METH_NOARGS, "Stop; whether the hooks are gone."},
     {"heap_copy", heap_copy, METH_NOARGS, "The totals now, or None before a start."},
     {"heap_info", heap_info, METH_NOARGS, "Counters and states."},

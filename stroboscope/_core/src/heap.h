@@ -6,7 +6,8 @@
  * counts for 1 / that many. Every block that is resized is a new one.
  *
  * Not counted: threads of ours, and what asks the system for memory past Python's
- * allocators (RAW, C extensions' own buffers).
+ * allocators (C extensions' own buffers; RAW, but as an option: heap_raw.h). What OBJ
+ * and MEM pass on to RAW is counted once, there.
  *
  * A hook runs no Python code and asks only the system for memory. It is called with the
  * GIL, except by extensions that break the rule, by other interpreters and in RAW: what
