@@ -8,7 +8,8 @@ trap 'rm -f "$log"' EXIT
 PYTHONMALLOC=malloc valgrind --num-callers=40 --log-file="$log" \
   .venvs/main/bin/python -W ignore tests/native/quiet.py
 tail -n 1 "$log"
-if grep -E '\((sampler|cell|window|table|drainer|guard|stacks|owner|ledger|ledger_type|heap|livemap)\.c:[0-9]+\)|_native' "$log"; then
+ours=$(basename -a stroboscope/_core/src/*.[ch] | sed 's/\./\\./' | paste -sd '|')
+if grep -E "\(($ours):[0-9]+\)|_native" "$log"; then
   echo "errors in our code, see above" >&2
   exit 1
 fi
