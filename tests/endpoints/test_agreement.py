@@ -18,6 +18,8 @@ from stroboscope.knobs import Knob, Knobs, whole
 from stroboscope.settings import Settings
 from stroboscope.workers.folder import Folder
 
+pytestmark = pytest.mark.slow
+
 
 class Side:
     """One worker's part of the agreement, on a clock of its own reading."""

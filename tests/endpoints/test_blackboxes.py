@@ -19,6 +19,8 @@ from stroboscope.endpoints.blackboxes import adopt_dead
 from stroboscope.settings import Settings
 from stroboscope.workers.folder import Folder
 
+pytestmark = pytest.mark.slow
+
 #: A request that has been at work since, with a region of its own.
 REQUEST = """
 import stroboscope as strobe

@@ -11,6 +11,8 @@ from workers import Worker, worker, workers
 from stroboscope.formats.pprof_reader import decode
 from stroboscope.formats.profile import Frame, Profile
 
+pytestmark = pytest.mark.slow
+
 HEAP = {"heap_rate_bytes": 4096}
 #: Holds 8 MB, and says by its name who did.
 GROW = """

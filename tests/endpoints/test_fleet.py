@@ -26,6 +26,8 @@ from stroboscope.fleet.clerk import BUDGET_S, RETRY_S, SLACK_S
 from stroboscope.fleet.link import Link
 from stroboscope.fleet.seal import Seal
 
+pytestmark = pytest.mark.slow
+
 #: What a machine full of tests adds to a budget.
 NOISE_S = 1.0
 #: Until a change on one host is seen on another, asked or not.

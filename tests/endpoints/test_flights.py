@@ -11,6 +11,8 @@ from workers import workers
 from stroboscope._http.messages import Response
 from stroboscope.endpoints.flights import Flights
 
+pytestmark = pytest.mark.slow
+
 
 def test_one_acts_for_all_who_wait(tmp_path: Path) -> None:
     """They get the same answer; the next one after it acts anew."""

@@ -20,6 +20,8 @@ from stroboscope.formats.pprof_reader import decode
 from stroboscope.formats.profile import Profile
 from stroboscope.settings import Settings
 
+pytestmark = pytest.mark.slow
+
 HEADER = "X-Stroboscope-Workers"
 BURN_A, BURN_B = "burn('a')", "burn('b')"
 

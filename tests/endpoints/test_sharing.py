@@ -13,6 +13,8 @@ from stroboscope.endpoints.shares import Openings
 from stroboscope.settings import Settings
 from stroboscope.workers.folder import Folder
 
+pytestmark = pytest.mark.slow
+
 TARGET = "/pprof/profile?seconds=0.5"
 
 

@@ -16,6 +16,8 @@ from stroboscope.formats.pprof import encode
 from stroboscope.formats.pprof_reader import decode
 from stroboscope.formats.profile import Profile, columns, subtract
 
+pytestmark = pytest.mark.slow
+
 WHOLE = made_up(1)
 
 #: Options as pprof takes them, one of each name at most.

@@ -18,6 +18,8 @@ from stroboscope.profiles import stacks
 from stroboscope.settings import Settings
 from stroboscope.testing import Leak, leaks, planted
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 
