@@ -12,6 +12,7 @@ import atexit
 import contextlib
 import logging
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -23,13 +24,17 @@ from stroboscope.errors import FolderError, PortTaken
 from stroboscope.workers.members import peer_of
 
 _log = logging.getLogger("stroboscope")
-#: Connections at once, of which each has a thread. One more is let in at the cost of the
-#: one that has kept us waiting longest, to send its request or to take its answer.
+#: Connections at once, of which each has a thread. The next is let in when one ends, or at
+#: the cost of the one that has kept us waiting longest, to send its request or to take
+#: its answer, and for so many seconds at least.
 CONNECTIONS_CAP = 32
+PATIENCE_S = 1.0
 #: How often the listener looks after itself: what holds for the host holds here within a
 #: second, another worker has the admin port of one that died within two, and a worker
 #: that rests is woken no oftener than that takes.
 TURN_S = 0.75
+#: How often it looks for room where there is none.
+_FULL_S = 0.05
 
 #: Answers a request; gets the connection, to see its end, and the body's reader.
 Answering = Callable[[Request, _socket.socket, Callable[[], bytes]], Response]
@@ -98,8 +103,8 @@ class Listener:
         self._end = end
         self._process = 0
         self._listening: _socket.socket | None = None
-        #: Oldest first; whether it is the client that has to do something.
-        self._connections: dict[_socket.socket, bool] = {}
+        #: Since when in s it is the client that has to do something, or None; oldest first.
+        self._connections: dict[_socket.socket, float | None] = {}
         self._is_registered = False
         #: What other surfaces of this process want called in each turn.
         self.followers: list[Callable[[], object]] = []
@@ -167,7 +172,10 @@ class Listener:
             if self._listening is None:
                 engine.sleep(TURN_S)
                 return
-        self._accept(self._listening)
+        if len(self._connections) < CONNECTIONS_CAP or self._make_room():
+            self._accept(self._listening)
+        else:
+            engine.sleep(_FULL_S)  # they queue with the kernel
 
     def _open(self) -> None:
         try:
@@ -196,10 +204,7 @@ class Listener:
         except OSError:
             return  # closed by `stop`
         connection = _socket.socket(fileno=descriptor)
-        if len(self._connections) >= CONNECTIONS_CAP and not self._make_room():
-            connection.close()
-            return
-        self._connections[connection] = True
+        self._connections[connection] = time.monotonic()
         try:
             engine.start_thread(lambda: self._serve(connection))
         except RuntimeError:  # no thread to be had
@@ -208,19 +213,22 @@ class Listener:
 
     def _make_room(self) -> bool:
         """Hang up on the client that keeps us waiting longest; whether there is one."""
-        for connection, is_waiting in list(self._connections.items()):
-            if is_waiting and self._connections.pop(connection, False):
+        before_s = time.monotonic() - PATIENCE_S
+        for connection, since_s in list(self._connections.items()):
+            is_late = since_s is not None and since_s < before_s
+            if is_late and self._connections.pop(connection, None) is not None:
                 # Its thread wakes up, and closes it.
                 with contextlib.suppress(OSError):
                     connection.shutdown(_socket.SHUT_RDWR)
                 return True
         return False
 
-    def _waits(self, connection: _socket.socket, *, is_waiting: bool) -> None:
+    def _waits(self, connection: _socket.socket, since_s: float | None) -> None:
         """From now on it is the client, or are we, who has to do something."""
-        if self._connections.pop(connection, None) is None:
+        if connection not in self._connections:
             raise OSError("another one needed the room")
-        self._connections[connection] = is_waiting
+        del self._connections[connection]
+        self._connections[connection] = since_s
 
     def _serve(self, connection: _socket.socket) -> None:
         try:
@@ -240,11 +248,11 @@ class Listener:
         request, rest = read(guest.connection, guest.peer, is_local=guest.is_local)
         # Blocking from here on: a look for its end must not wait for data.
         connection.settimeout(None)
-        self._waits(connection, is_waiting=False)
+        self._waits(connection, None)
         answer = self._answer(
             request, connection, lambda: read_body(guest.connection, request, rest)
         )
-        self._waits(connection, is_waiting=True)
+        self._waits(connection, time.monotonic())
         send(guest.connection, answer)
         guest.connection.close()
 
