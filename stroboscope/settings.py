@@ -100,6 +100,8 @@ class Settings:
     profile_seconds_cap: float = PROFILE_SECONDS_CAP
     #: Longest trace, in seconds.
     trace_seconds_cap: float = TRACE_SECONDS_CAP
+    #: Refuse longer requests instead.
+    strict_seconds: bool = False
     #: Share of one CPU that we may use for 5 s before the sampler slows down.
     overhead_share: float = 0.02
     #: Go's fractions; 0 is off. They count nothing before their collectors are built.
@@ -384,6 +386,7 @@ VARIABLES: dict[str, Callable[[str], object]] = {
     "admin_plaintext": _flag,
     "redis_url": str,
     "trace_seconds_cap": float,
+    "strict_seconds": _flag,
     "overhead_share": float,
     "mutex_fraction": int,
     "block_rate_ns": int,

@@ -79,6 +79,15 @@ def snapshot_seconds(query: str, cap_s: float) -> tuple[float | None, bool]:
     return min(wanted, cap_s), wanted > cap_s
 
 
+def exceeds(query: str, cap_s: float) -> str:
+    """What to say of `seconds` that were asked for and are above the cap, or nothing."""
+    text = first(query, "seconds") or ""
+    wanted = float(text) if _NUMBER.fullmatch(text) else 0.0
+    if wanted <= cap_s:
+        return ""
+    return f"seconds {wanted:g} exceeds max request duration of {cap_s:g}"
+
+
 def seconds_of(query: str, name: str) -> float | None:
     """Seconds named by a parameter, None without one.
 

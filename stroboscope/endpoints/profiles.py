@@ -17,6 +17,7 @@ from stroboscope._core import Window, engine
 from stroboscope._http.messages import PROFILE, TEXT, Response, refusal
 from stroboscope._http.parameters import (
     asked,
+    exceeds,
     first,
     profile_seconds,
     seconds_of,
@@ -53,6 +54,8 @@ _ADDRESS = re.compile(rb"0[xX][0-9a-fA-F]{1,16}")
 def profile(call: Call) -> Response:
     """A CPU profile; with `forensic=1` alone and at the kernel's full rate."""
     request = call.request
+    if refused := too_long(call, _cap_s(call)):
+        return refused
     seconds, clamped = profile_seconds(request.query, _cap_s(call))
     if native.is_wanted(call):
         return refusal(request, 501, native.NO_PROFILE)
@@ -89,6 +92,8 @@ def under_lease(call: Call, seconds: float, take: Callable[[], Response]) -> Res
 
 def wall(call: Call) -> Response:
     """Time on and off the CPU, of threads and suspended tasks."""
+    if refused := too_long(call, _cap_s(call)):
+        return refused
     seconds, clamped = profile_seconds(call.request.query, _cap_s(call))
     collect = partial(collect_wall, loops=call.desk.loops)
     return _timed(call, "wall", collect, seconds, clamped)
@@ -133,7 +138,7 @@ def _timed(
     except EngineUnavailable as error:
         return refusal(request, 503, f"Could not enable CPU profiling: {error}")
     headers = clamp(seconds, clamped)
-    comments = [f"clamped: seconds={seconds:g}"] if clamped else []
+    comments = _cut(seconds, clamped)
     if clamped and seconds < desk.settings.profile_seconds_cap:
         comments.append(f"the worker is killed after {request.worker_timeout_s:g} s")
     actions = desk.governor.actions_since(began_s)
@@ -159,6 +164,8 @@ def snapshot(name: str) -> Callable[[Call], Response]:
             return refusal(
                 call.request, 400, "seconds and debug params are incompatible"
             )
+        if refused := too_long(call, _cap_s(call)):
+            return refused
         if debug == "2" and name == "goroutine":
             blocks = _blocks(stacks_asked(call, is_fresh=False))
             return Response(200, blocks.encode("utf-8", "replace"), TEXT)
@@ -178,7 +185,8 @@ def snapshot(name: str) -> Callable[[Call], Response]:
             return refusal(call.request, 408, "the client went away")
         ended_ns, duration_ns = time.time_ns(), time.monotonic_ns() - began_ns
         delta = subtract(collect(call.desk, True), collected)
-        delta = replace(delta, time_ns=ended_ns, duration_ns=duration_ns)
+        said = (*delta.comments, *_cut(seconds, clamped))
+        delta = replace(delta, time_ns=ended_ns, duration_ns=duration_ns, comments=said)
         return _attached(call, f"{name}-delta", delta, clamp(seconds, clamped))
 
     handler.__name__ = name
@@ -307,9 +315,22 @@ def kept(call: Call, endpoint: str, answer: Response) -> Response:
     return marked if call.desk.captures.keep(capture) else answer
 
 
+def too_long(call: Call, cap_s: float) -> Response | None:
+    """The refusal of what a cap would cut, where the settings are strict."""
+    if not call.desk.settings.strict_seconds:
+        return None
+    why = exceeds(call.request.query, cap_s)
+    return refusal(call.request, 400, why) if why else None
+
+
 def clamp(seconds: float, clamped: bool) -> list[tuple[str, str]]:
     """The header that says a cap cut the request."""
     return [("X-Stroboscope-Clamped", f"seconds={seconds:g}")] if clamped else []
+
+
+def _cut(seconds: float, clamped: bool) -> list[str]:
+    """The same as a comment of the profile."""
+    return [f"clamped: seconds={seconds:g}"] if clamped else []
 
 
 def taken_response(call: Call, taken: LeaseTaken) -> Response:

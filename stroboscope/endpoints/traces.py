@@ -7,7 +7,12 @@ from stroboscope._http.parameters import first
 from stroboscope.endpoints.call import Call
 from stroboscope.endpoints.fencing import fenced
 from stroboscope.endpoints.leases import LeaseTaken
-from stroboscope.endpoints.profiles import clamp, killed_after_s, taken_response
+from stroboscope.endpoints.profiles import (
+    clamp,
+    killed_after_s,
+    taken_response,
+    too_long,
+)
 from stroboscope.errors import EngineUnavailable
 from stroboscope.profiles.breath import Breath
 from stroboscope.tracing.captures import FORMATS
@@ -21,6 +26,8 @@ def trace(call: Call) -> Response:
     form = first(request.query, "format") or FORMATS[0]
     if form not in FORMATS:
         return refusal(request, 400, f"format: allowed are {', '.join(FORMATS)}")
+    if refused := too_long(call, _cap_s(call)):
+        return refused
     seconds, is_clamped = _seconds(call)
     facts = (("clamped", f"seconds={seconds:g}"),) if is_clamped else ()
 
@@ -54,5 +61,9 @@ def _seconds(call: Call) -> tuple[float, bool]:
     except ValueError:
         wanted = SECONDS_DEFAULT
     wanted = wanted if 0 < wanted < 1e9 else SECONDS_DEFAULT
-    seconds = min(wanted, call.desk.settings.trace_seconds_cap, killed_after_s(call))
+    seconds = min(wanted, _cap_s(call))
     return seconds, wanted > seconds
+
+
+def _cap_s(call: Call) -> float:
+    return min(call.desk.settings.trace_seconds_cap, killed_after_s(call))
