@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from stroboscope._core import engine
@@ -38,6 +38,12 @@ class Call:
             if self.request.cancellation.cancelled:
                 return
             engine.sleep(min(left_ns / 1e9, _STEP_S))
+
+    def for_data(self) -> Call:
+        """The same of somebody who wants JSON."""
+        others = [pair for pair in self.request.headers if pair[0] != "accept"]
+        request = replace(self.request, headers=(*others, ("accept", JSON)))
+        return replace(self, request=request, kind=JSON)
 
     @property
     def mount(self) -> str:

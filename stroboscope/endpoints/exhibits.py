@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from stroboscope._http.messages import JSON, PROFILE, Response, refusal
 from stroboscope._http.parameters import first
 from stroboscope.endpoints import evidence
@@ -23,6 +25,22 @@ def kept_here(call: Call) -> list[Capture]:
     if {evidence.SCOPE, "admin"} & call.grant.scopes:
         seen += map(_as_capture, call.desk.evidence.pieces())
     return sorted(seen, key=lambda one: one.taken_s, reverse=True)
+
+
+def described(one: Capture, call: Call) -> dict[str, Any]:
+    """A capture as JSON shows it; who took it, by the id of the token."""
+    return {
+        "id": one.id,
+        "kind": one.kind,
+        "endpoint": call.mount + one.endpoint,
+        "parameters": dict(one.parameters),
+        "reason": one.reason,
+        "token_id": one.owner,
+        "bytes": one.bytes,
+        "taken": round(one.taken_s, 3),
+        "expires_in": round(one.ends_s - call.desk.clock.time_s(), 1),
+        "url": f"{call.mount}/captures/{one.id}",
+    }
 
 
 def given(call: Call) -> Response:

@@ -8,13 +8,14 @@ answer stays as it is.
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from urllib.parse import parse_qsl, urlencode
 
-from stroboscope._http.messages import HTML, PROFILE, Request, Response, refusal
+from stroboscope._http.messages import HTML, POLICY, PROFILE, Request, Response, refusal
 from stroboscope._http.parameters import first
 from stroboscope.endpoints.call import Call
 from stroboscope.endpoints.captures import HEADER as CAPTURE
@@ -39,6 +40,9 @@ _MISSING_CAP = 500
 LEAD_NS = 100_000_000
 LEAD_CAP_NS = 1_000_000_000
 _START = "x-stroboscope-start"
+#: Where the client sees the application, for the links in another worker's answer.
+_ROOT = "x-stroboscope-root"
+_ROOT_TEXT = re.compile(r"(/[!-~]{1,500})?")
 #: Where a worker that does not answer has left something for others.
 STACKS = "/stacks"
 CAPTURES = "/captures"
@@ -214,6 +218,12 @@ def start_of(request: Request) -> int:
     return min(int(text), time.monotonic_ns() + LEAD_CAP_NS)
 
 
+def root_of(request: Request) -> str:
+    """Where the client of the worker that asks sees the application."""
+    text = request.header(_ROOT) or ""
+    return text if _ROOT_TEXT.fullmatch(text) else ""
+
+
 def _begins_s(call: Call) -> float:
     return max(time.monotonic(), call.start_ns / 1e9)
 
@@ -285,7 +295,8 @@ def _response(found: Answer) -> Response:
         )
     )
     kind = found.headers.get("content-type", BYTES)
-    return Response(found.status, found.body, kind, kept)
+    policy = found.headers.get("content-security-policy", POLICY)
+    return Response(found.status, found.body, kind, kept, policy)
 
 
 def _request(call: Call, path: str, seconds: float, alone: str = "") -> bytes:
@@ -309,6 +320,7 @@ def _request(call: Call, path: str, seconds: float, alone: str = "") -> bytes:
         f"Authorization: {PEER_SCHEME} {call.desk.gate.tokens.mint_peer(call.grant)}",
         f"Content-Length: {len(request.body)}",
         f"{_START}: {call.start_ns}",
+        f"{_ROOT}: {''.join(filter(str.isprintable, request.root))}",
         *(
             # Whatever a carrier let through, it is one header here.
             f"{name}: {''.join(filter(str.isprintable, value))}"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from typing import Any
 
 from stroboscope._http.messages import HTML, Response, refusal
 from stroboscope.endpoints import exhibits, joining, pages
 from stroboscope.endpoints.blackboxes import adopt_dead
 from stroboscope.endpoints.call import Call, as_json
-from stroboscope.endpoints.captures import Capture
 
 
 def list_captures(call: Call) -> Response:
@@ -18,9 +19,29 @@ def list_captures(call: Call) -> Response:
     """
     adopt_dead(call.desk)
     seen = exhibits.kept_here(call)
+    return as_json([exhibits.described(one, call) for one in seen])
+
+
+def show_captures(call: Call) -> Response:
+    """Those of all workers; as a page where a browser asks."""
     if call.kind != HTML:
-        return as_json([described(one, call) for one in seen])
-    return pages.page("captures", pages.captures_table(seen, call.mount))
+        return joining.answer(call, joining.CAPTURES, list_captures, 0.0)
+    whole = joining.answer(call.for_data(), joining.CAPTURES, list_captures, 0.0)
+    if whole.status != 200:
+        return whole
+    found = sorted(json.loads(whole.body), key=_taken_s, reverse=True)
+    shown = pages.page(
+        "captures",
+        pages.share_said(whole),
+        pages.captures_table(found, call.mount),
+    )
+    return replace(shown, headers=(*shown.headers, *whole.headers))
+
+
+def _taken_s(entry: dict[str, Any]) -> float:
+    """When; another version may say it in another way."""
+    taken_s = entry.get("taken")
+    return float(taken_s) if isinstance(taken_s, int | float) else 0.0
 
 
 def give(call: Call) -> Response:
@@ -62,19 +83,3 @@ def _elsewhere(call: Call, name: str) -> Response:
     process = name.partition("-")[0]
     answer = joining.forward(call, f"/captures/{name}", process)
     return answer or refusal(call.request, 404, "Unknown capture")
-
-
-def described(one: Capture, call: Call) -> dict[str, Any]:
-    """A capture as JSON shows it; who took it, by the id of the token."""
-    return {
-        "id": one.id,
-        "kind": one.kind,
-        "endpoint": call.mount + one.endpoint,
-        "parameters": dict(one.parameters),
-        "reason": one.reason,
-        "token_id": one.owner,
-        "bytes": one.bytes,
-        "taken": round(one.taken_s, 3),
-        "expires_in": round(one.ends_s - call.desk.clock.time_s(), 1),
-        "url": f"{call.mount}/captures/{one.id}",
-    }

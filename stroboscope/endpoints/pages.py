@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime
 from html import escape
 from typing import Any
 from urllib.parse import urlencode
 
 from stroboscope._core import engine
-from stroboscope._http.messages import HTML, JSON, POLICY, Response
-from stroboscope.endpoints import exhibits
+from stroboscope._http.messages import HTML, JSON, POLICY, Response, refusal
+from stroboscope._http.parameters import first
+from stroboscope.endpoints import exhibits, joining
 from stroboscope.endpoints.call import Call, as_json
-from stroboscope.endpoints.captures import Capture
+from stroboscope.errors import FolderError
 
 _STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:60rem;"
@@ -41,12 +43,17 @@ def index(call: Call) -> Response:
     """What is here, what runs now, who holds a lease, the knobs; JSON on request."""
     from stroboscope.endpoints.routes import ROUTES  # the table lists this page
 
+    wanted = first(call.request.query, "worker") or ""
+    if wanted and wanted != str(os.getpid()):
+        answer = joining.forward(call, "/", wanted)
+        return answer or refusal(call.request, 404, "Unknown worker")
     desk, info = call.desk, engine.info()
     held = desk.leases.current()
     knobs = desk.knobs.describe()
     if call.kind == JSON:
         return as_json(
             {
+                "process": os.getpid(),
                 "engine": info.kind,
                 "windows": info.windows,
                 "lease": held and {"kind": held[0], "ends_in": round(held[1], 1)},
@@ -64,6 +71,7 @@ def index(call: Call) -> Response:
                 ],
             }
         )
+    kept = [exhibits.described(one, call) for one in exhibits.kept_here(call)]
     now = [
         ("engine", f"{info.kind}: {info.reason}"),
         ("windows that sample", str(info.windows)),
@@ -91,16 +99,35 @@ def index(call: Call) -> Response:
     ]
     return page(
         "stroboscope",
-        f"<p>service {escape(desk.settings.service)}</p>",
-        "<h2>Now</h2>",
+        f"<p>service {escape(desk.settings.service)}, {_whose(call)}</p>",
+        "<h2>Now, in this process</h2>",
         table((), [(escape(a), escape(b)) for a, b in now]),
         "<h2>Endpoints</h2>",
         table(("path", "method", "scope", "what"), endpoints),
         "<h2>Settings</h2>",
         table(("name", "value", "until", "what"), switched),
-        "<h2>Captures</h2>",
-        captures_table(exhibits.kept_here(call), call.mount),
+        "<h2>Captures of this process</h2>",
+        f'<p><a href="{escape(call.mount)}/captures">of all workers</a></p>',
+        captures_table(kept, call.mount),
     )
+
+
+def _whose(call: Call) -> str:
+    """Which process this page is of, with links to the others'."""
+    own = os.getpid()
+    members = call.desk.members
+    try:
+        others = members.processes() if members is not None else []
+    except FolderError:
+        others = []
+    links = [
+        f'<a href="{escape(call.mount)}/?worker={pid}">{pid}</a>'
+        for pid in others
+        if pid != own
+    ]
+    name = "worker" if call.desk.is_worker else "sidecar"
+    also = f"; the page of worker {', '.join(links)}" if links else ""
+    return f"{name} {own}{also}"
 
 
 def pprof_index(call: Call) -> Response:
@@ -206,27 +233,47 @@ def page(title: str, *parts: str) -> Response:
     return Response(200, text.encode(), HTML, policy=_POLICY)
 
 
-def captures_table(captures: Iterable[Capture], mount: str) -> str:
-    """Kept answers as HTML, each a link."""
-    heads = ("taken", "kind", "of", "bytes", "by", "why")
+def captures_table(captures: Iterable[Mapping[str, Any]], mount: str) -> str:
+    """Kept answers, as JSON lists them, each a link."""
+    heads = ("taken", "kind", "of", "bytes", "by", "why", "worker")
     rows = [
         (
-            f'<a href="{escape(mount)}/captures/{escape(one.id)}">'
-            f"{datetime.fromtimestamp(one.taken_s, UTC):%H:%M:%S} UTC</a>",
-            escape(one.kind),
+            f'<a href="{escape(mount)}/captures/{escape(str(one.get("id")))}">'
+            f"{_time(one.get('taken'))} UTC</a>",
+            escape(str(one.get("kind", ""))),
             f"<code>{escape(_asked(one))}</code>",
-            str(one.bytes),
-            escape(one.owner),
-            escape(one.reason),
+            escape(str(one.get("bytes", ""))),
+            escape(str(one.get("token_id", ""))),
+            escape(str(one.get("reason", ""))),
+            escape(str(one.get("pid", ""))),
         )
         for one in captures
     ]
     return table(heads, rows) if rows else "<p>none</p>"
 
 
-def _asked(one: Capture) -> str:
-    query = urlencode(dict(one.parameters))
-    return one.endpoint + (f"?{query}" if query else "")
+def share_said(answer: Response) -> str:
+    """How many workers are in a joined answer, where there are several, and who is not."""
+    headers = dict(answer.headers)
+    share = headers.get(joining.HEADER, "")
+    if not share:
+        return ""
+    missing = headers.get(joining.MISSING, "")
+    said = f"workers {share}" + (f": {missing}" if missing else "")
+    return f"<p>{escape(said)}</p>"
+
+
+def _time(taken_s: object) -> str:
+    try:
+        return f"{datetime.fromtimestamp(float(str(taken_s)), UTC):%H:%M:%S}"
+    except (ValueError, OverflowError, OSError):  # another version's
+        return "?"
+
+
+def _asked(one: Mapping[str, Any]) -> str:
+    parameters = one.get("parameters")
+    query = urlencode(parameters) if isinstance(parameters, dict) else ""
+    return str(one.get("endpoint", "")) + (f"?{query}" if query else "")
 
 
 def table(heads: Iterable[str], rows: Iterable[tuple[str, ...]]) -> str:

@@ -77,7 +77,14 @@ def _get(
 
 
 ROUTES = (
-    _get("/", "metrics", pages.index, "This page; JSON with Accept.", kinds=_SHOWN),
+    _get(
+        "/",
+        "metrics",
+        pages.index,
+        "This page; JSON with Accept.",
+        _ONE,
+        kinds=_SHOWN,
+    ),
     _get("/pprof/", "profile", pages.pprof_index, "Profiles, as Go lists them."),
     _get(
         "/pprof/profile",
@@ -171,9 +178,9 @@ ROUTES = (
     _get(
         "/captures",
         "profile",
-        listing.list_captures,
-        "Profiles kept here.",
-        joined=_at_once,
+        listing.show_captures,
+        "Profiles that are kept.",
+        {"worker": _WORKERS["worker"]},
         kinds=_LISTED,
     ),
     _get(

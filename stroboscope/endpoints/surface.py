@@ -323,6 +323,8 @@ class Surface:
             is_alone = first(request.query, "worker") is not None
             is_peer = admitted.admission.is_peer and not is_alone
             start_ns = joining.start_of(request) if is_peer else 0
+            if admitted.admission.is_peer:
+                request = replace(request, root=joining.root_of(request))
             kind = _kind(request, admitted.action) or ""
             call = Call(request, grant, self.desk, name, is_peer, start_ns, kind)
             if admitted.admission.share is not None:

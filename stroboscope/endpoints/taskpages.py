@@ -21,13 +21,14 @@ _SHOWN = 300
 def types_page(call: Call, told: dict[str, Any]) -> Response:
     """Tasks by type, of every worker that answered; who is missing, and why."""
     notes = [*told.get("missing", ())]
-    for worker in told.get("workers", {"": told}).values():
+    own = {told.get("pid", ""): told}
+    for pid, worker in told.get("workers", own).items():
         recorder = worker.get("recorder")
         notes.append(
-            f"worker {worker['pid']}: the last {recorder['seconds']:g} s, "
+            f"worker {pid}: the last {recorder['seconds']:g} s, "
             f"{recorder['events']} events, {recorder['lost']} lost"
             if recorder
-            else f"worker {worker['pid']}: nothing is recorded"
+            else f"worker {pid}: nothing is recorded"
         )
     rows = [_type_row(one) for one in told["types"]]
     alive = [_live_row(call, one) for one in told["live"]]

@@ -16,7 +16,7 @@ from stroboscope.endpoints.call import Call
 from stroboscope.endpoints.evidence import Piece
 from stroboscope.endpoints.joining import HEADER, ask_all
 from stroboscope.endpoints.parts import Part, read_object
-from stroboscope.endpoints.tasktypes import for_data, is_page
+from stroboscope.endpoints.tasktypes import is_page
 from stroboscope.errors import (
     RecordingFormatError,
 )
@@ -47,7 +47,9 @@ def show_task(call: Call) -> Response:
     lines = _timelines(call, wanted, Breath()) if is_here else []
     asks = not call.is_peer and not (process and is_here) and not wanted.serial
     asks = asks or (bool(process) and not is_here and not call.is_peer)
-    parts, failed = ask_all(for_data(call), f"/tasks/{call.name}") if asks else ([], [])
+    parts, failed = (
+        ask_all(call.for_data(), f"/tasks/{call.name}") if asks else ([], [])
+    )
     failed = [one for one in failed if one.status != 404]
     if not lines and not parts and not call.is_peer:
         lines = _from_evidence(call, wanted, process)

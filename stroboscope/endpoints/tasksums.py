@@ -37,6 +37,7 @@ def _fits(one: Document, own: Document) -> bool:
         return True
     try:
         _summed([one])
+        sum(float(one["recorder"][name]) for name in ("seconds", "events", "lost"))
     except (AttributeError, IndexError, KeyError, TypeError, ValueError):
         return False
     return bool(one["bounds_s"] == own.get("bounds_s", one["bounds_s"]))

@@ -63,7 +63,7 @@ def seconds_of(call: Call) -> float:
 
 def show_tasks(call: Call) -> Response:
     """Every type of task with where its time went, and the living ones."""
-    whole = joining.answer(for_data(call), PATH, _own, seconds_of(call))
+    whole = joining.answer(call.for_data(), PATH, _own, seconds_of(call))
     if whole.status != 200 or whole.content_type != JSON or call.is_peer:
         return whole
     told = joined(json.loads(whole.body))
@@ -77,13 +77,6 @@ def show_tasks(call: Call) -> Response:
 def is_page(call: Call) -> bool:
     """Whether a browser asks."""
     return call.kind == HTML
-
-
-def for_data(call: Call) -> Call:
-    """The same call of somebody who wants JSON."""
-    others = [pair for pair in call.request.headers if pair[0].lower() != "accept"]
-    headers = (*others, ("accept", JSON))
-    return replace(call, request=replace(call.request, headers=headers), kind=JSON)
 
 
 def _own(call: Call) -> Response:

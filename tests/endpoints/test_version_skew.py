@@ -163,6 +163,25 @@ def test_h42_a_document_of_another_version_breaks_no_answer(
     assert is_named != is_joined
 
 
+@pytest.mark.parametrize("path", ["/tasks", "/captures"])
+@pytest.mark.parametrize(
+    "body",
+    [{"of": "tomorrow"}, {"recorder": {"events": "many"}}, [{"of": "tomorrow"}], [1]],
+)
+def test_h42_a_page_is_drawn_beside_another_version(
+    both: tuple[Worker, Peer], path: str, body: object
+) -> None:
+    """Of what can be joined."""
+    one, peer = both
+    peer.says(body)
+
+    answer = one.ask(path, "admin", headers={"Accept": "text/html"})
+
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["Content-Type"].startswith("text/html")
+    assert answer.headers[HEADER] in ("1/2", "2/2")
+
+
 BROKEN = {
     "no metrics": b"# \n\n#\n# HELP\nname\n{} 1\n\xff\xfe 3\n",
     "nothing": b"",

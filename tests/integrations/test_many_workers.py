@@ -148,3 +148,30 @@ def said(raw: bytes) -> tuple[int, str]:
     head = raw.partition(b"\r\n\r\n")[0].decode().lower()
     share = re.search(rf"{HEADER.lower()}: (\S+)", head)
     return int(head.split()[1]), share[1] if share else ""
+
+
+@pytest.mark.slow
+def test_pages_are_of_all_workers_or_say_of_which(site: tuple[str, Path]) -> None:
+    """The list of captures is everybody's; the index names its worker and links to the
+    others' indexes, each with the style that its policy lets in."""
+    base, folder = site
+    everybody = pids(folder)
+    one, other = everybody[0], everybody[-1]
+    with httpx.Client(base_url=base, headers=bearer(), timeout=20) as client:
+        for pid in (one, other):
+            client.get(f"/debug/pprof/goroutine?worker={pid}")
+        client.headers["Accept"] = "text/html"
+        captures = client.get("/debug/captures")
+        index = client.get("/debug/")
+        followed = client.get(f"/debug/?worker={other}")
+
+    assert captures.headers["Content-Type"].startswith("text/html")
+    assert captures.headers[HEADER] == f"{COUNT}/{COUNT}"
+    assert f"workers {COUNT}/{COUNT}" in captures.text
+    for pid in (one, other):
+        assert re.search(rf'href="/debug/captures/{pid}-[0-9a-f]+"', captures.text)
+    links = set(map(int, re.findall(r'href="/debug/\?worker=(\d+)"', index.text)))
+    (shown,) = set(everybody) - links
+    assert f"worker {shown};" in index.text
+    assert f"worker {other};" in followed.text
+    assert "style-src" in followed.headers["Content-Security-Policy"]
