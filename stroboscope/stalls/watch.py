@@ -14,12 +14,13 @@ import os
 import threading
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 from weakref import WeakKeyDictionary, ref
 
 from stroboscope._core import engine, watching
 from stroboscope._core.watching import Heart
 from stroboscope.stalls.held import LeftBehind, nothing_left
+from stroboscope.stalls.hubs import hub_here
 from stroboscope.stalls.loops import LoopStall, Note, SpanOf, no_span
 from stroboscope.stalls.records import Book
 from stroboscope.stalls.requests import SlowRequests
@@ -93,7 +94,14 @@ class Watch:
             self._give_heart(loop)
 
     def add_threads(self) -> None:
-        """Watch requests that keep their thread, too."""
+        """Watch requests that keep their thread, too; of greenlets, their hub.
+
+        On a thread that serves requests.
+        """
+        hub = hub_here()
+        if hub is not None:
+            self.add_loop(cast("asyncio.AbstractEventLoop", hub))
+            return
         if not self._has_threads:
             self._has_threads = True
             if self.is_on:

@@ -61,6 +61,32 @@ def test_the_guilty_endpoint_and_line_are_named(loop: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("preload", [" --preload"])
+def test_a_greenlet_that_blocks_its_hub_is_named(preload: str) -> None:
+    """gevent: one blocks for 300 ms while twenty give way; the stall is its own, and
+    none of those that only waited."""
+    with serving(GUNICORN + "-k gevent" + preload, THREADS) as (base, _):
+        httpx.get(base + "/ready/0", timeout=20)
+        time.sleep(1.5)  # idle: no stall
+        with ThreadPoolExecutor(21) as pool:
+            asked = [
+                pool.submit(httpx.get, base + "/sleeps/1", timeout=20)
+                for _ in range(20)
+            ]
+            time.sleep(0.4)
+            asked.append(pool.submit(httpx.get, base + "/turns/0.3", timeout=20))
+            assert {one.result().status_code for one in asked} == {200}
+        time.sleep(0.3)
+        found = by_code(stalls(base))
+
+    (one,) = [s for s in found if s["frame"]["function"] == "turns"]
+    assert one["kind"] == "loop"
+    assert one["labels"]["endpoint"] == "/turns/0.3"
+    assert 200 <= one["duration_ms"] < 1500
+    assert not [s for s in found if s["labels"].get("endpoint") == "/sleeps/1"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", ["gthread --threads 4", "sync"])
 def test_a_request_that_keeps_its_thread_is_recorded_once(workers: str) -> None:
     """At half its time and at the threshold somebody looks; when it ends it is over."""
