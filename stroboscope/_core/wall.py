@@ -20,6 +20,10 @@ HZ_MAX = 200
 #: A tick comes after this share of a period at least, and so much later at most: an
 #: application that wakes at the ticks' own pace would be seen in one state only.
 _JITTER = 0.5
+#: So many ticks between two looks at the rate and at our own CPU, a different pause
+#: before each.
+_TICKS = 16
+_SHARES = [1 + _JITTER * (2 * at / (64 - 1) - 1) for at in range(64)]
 
 Loops = Callable[[], Iterable[AbstractEventLoop]]
 
@@ -84,16 +88,18 @@ class Ticker:
         self._runs = False
 
     def _run(self) -> None:
+        # Cold code between two sleeps costs more than the ticks: little of it.
+        sleep, lock, tick = _native.sleep, self._lock, self._tick
         charged_ns = 0
         while True:
-            hz = min(self._engine.hz or HZ_MAX, HZ_MAX)
-            share = 1 + _JITTER * random.uniform(-1, 1)  # noqa: S311  no secret
-            self._engine.sleep(share / hz)
-            with self._lock:
-                if not self._open:
-                    self._runs = False
-                    return
-                self._tick()
+            period_s = 1 / min(self._engine.hz or HZ_MAX, HZ_MAX)
+            for share in random.sample(_SHARES, _TICKS):
+                sleep(share * period_s)
+                with lock:
+                    if not self._open:
+                        self._runs = False
+                        return
+                    tick()
             used_ns = time.thread_time_ns()
             self._engine.charge(used_ns - charged_ns)
             charged_ns = used_ns

@@ -32,7 +32,7 @@ WALL = ValueType("wall", "nanoseconds")
 #: Columns of the ledger. Source: wall.c.
 _WAITING, _SUSPENDED, _WIDTH = 0, 1, 3
 #: At most so many tasks are looked at in one tick. Source: SB_WALL_TASKS.
-TASKS_PER_TICK = 32
+TASKS_PER_TICK = 16
 
 try:
     from stroboscope._core.wall import Ticker

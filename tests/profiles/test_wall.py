@@ -164,9 +164,9 @@ def test_suspended_tasks_have_their_time_under_their_own_labels() -> None:
 
 def test_totals_of_many_tasks_stay_true_though_few_are_looked_at() -> None:
     """A thousand tasks suspended throughout, of two kinds 9:1, beside short ones: about
-    32 are looked at in a tick, and the sums are the tasks' own."""
+    16 are looked at in a tick, and the sums are the tasks' own."""
     short: Counter[str] = Counter()
-    assert TASKS_PER_TICK == 32
+    assert TASKS_PER_TICK == 16
 
     async def brief() -> None:
         began = time.monotonic()

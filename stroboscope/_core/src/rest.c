@@ -106,23 +106,18 @@ stack_of_chain(PyObject *generator, int *state)
     while (link != NULL && count < LINKS_MAX) {
         int now = 0;
         sb_frame *frame = sb_frame_of_generator(link, &now);
-        PyObject *code = frame != NULL ? sb_frame_executable(frame) : NULL;
-        if (code == NULL || !PyCode_Check(code)) {
-            break;
-        }
-        *state = count == 0 ? now : *state;
-        int32_t offset = sb_code_offset((PyCodeObject *)code, sb_frame_instruction(frame));
-        status = sb_frame_id((PyCodeObject *)code, offset);
+        status = frame != NULL ? sb_place_of_frame(frame) : -2;
         if (status < 0) {
             break;
         }
+        *state = count == 0 ? now : *state;
         ring[count++ % SB_DEPTH_MAX] = (uint32_t)status;
         PyObject *next = now == 0 ? awaited(link) : NULL;
         Py_SETREF(link, next);
     }
     Py_XDECREF(link);
-    if (status < 0 || count == 0) {
-        return status < 0 ? -1 : -2;
+    if (status == -1 || count == 0) {
+        return status == -1 ? -1 : -2;
     }
     uint32_t length = count < SB_DEPTH_MAX ? count : SB_DEPTH_MAX;
     for (uint32_t i = 0; i < length; i++) {

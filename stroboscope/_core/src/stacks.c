@@ -150,9 +150,8 @@ sb_stack_of_ids(const uint32_t *ids, uint32_t length)
     return sb_table_intern(&stores[SB_OF_LEDGERS].stacks, ids, length, &fresh);
 }
 
-/* The place of a frame, -1 without room, -2 when it is no Python function's. */
-static int64_t
-place_of_frame(sb_frame *frame)
+int64_t
+sb_place_of_frame(sb_frame *frame)
 {
     const void *instruction = sb_frame_instruction(frame);
     uint32_t slot = place_slot(instruction);
@@ -190,7 +189,7 @@ stack_under(PyThreadState *tstate, PyCodeObject *leaf, uint32_t depth)
     }
     sb_frame *frame = sb_current_frame(tstate);
     for (; frame != NULL; frame = sb_frame_previous(frame)) {
-        int64_t id = place_of_frame(frame);
+        int64_t id = sb_place_of_frame(frame);
         if (id == -2) {
             continue;
         }

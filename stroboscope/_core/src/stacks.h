@@ -38,6 +38,8 @@ int64_t sb_stack_of_thread(PyThreadState *tstate, uint32_t depth);
  * leaf first, SB_TRUNCATED last where the root was cut. -1 as above. */
 #define SB_TRUNCATED UINT32_MAX
 int64_t sb_frame_id(PyCodeObject *code, int32_t offset);
+/* The same of a frame at rest; -2 when it is no Python function's. */
+int64_t sb_place_of_frame(struct _PyInterpreterFrame *frame);
 int64_t sb_stack_of_ids(const uint32_t *ids, uint32_t length);
 
 /* The stacks of a list of ids: (bytes, bytes), int32 of all their frame ids, leaf first,

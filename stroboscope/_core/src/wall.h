@@ -13,7 +13,7 @@
 #include <Python.h>
 
 /* Tasks looked at in one tick, about; more than that are weighed up. */
-#define SB_WALL_TASKS 32
+#define SB_WALL_TASKS 16
 #define SB_WALL_WINDOWS_MAX 16
 
 /* Add wall_open and its like to the module. 0, or -1 with an exception. */
