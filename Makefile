@@ -59,7 +59,7 @@ BENCH_SECONDS ?= 30
 bench:
 	@$(PYTHON) -m venv .venvs/bench
 	@.venvs/bench/bin/python -m pip install -q --disable-pip-version-check -U pip setuptools
-	@.venvs/bench/bin/python -m pip install -q --disable-pip-version-check ddtrace pyroscope-io zstandard \
+	@.venvs/bench/bin/python -m pip install -q --disable-pip-version-check ddtrace pyroscope-io memray zstandard \
 	  uvicorn fastapi flask gunicorn gevent django anyio asgiref opentelemetry-instrumentation-fastapi
 	@.venvs/bench/bin/python -m pip install -q --disable-pip-version-check --force-reinstall --no-deps .
 	@.venvs/bench/bin/python -m pip install -q --disable-pip-version-check .

@@ -2,18 +2,19 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from bench import work
+from bench import collectors, work
 
 RESULTS = Path(__file__).parent / "results"
 PEERS = ("ddtrace", "pyroscope")
 PACKAGES = (
     *("ddtrace", "pyroscope-io", "uvicorn", "fastapi", "gunicorn", "flask", "gevent"),
-    *("django", "anyio", "asgiref", "opentelemetry-instrumentation-fastapi"),
+    *("django", "anyio", "asgiref", "opentelemetry-instrumentation-fastapi", "memray"),
 )
 
 
@@ -76,6 +77,7 @@ def measure(seconds):
         "handler": run("handler"),
         "pause": run("pause"),
         "capture": {what: run("capture", what) for what in ("ours", "viztracer", "pauses")},
+        "collectors": collectors.measure(run),
         "trace": {what: run("trace", what) for what in ("small", "ours", "otel", "capture")},
     }
 
@@ -143,13 +145,42 @@ def table(raw):
         ("CPU a request in a capture", "<= 1.15", f"{trace['capture']['ratio']}"),
         ("bytes of that capture", "<= 50 MB", f"{trace['capture']['bytes']}"),
         *capture_rows(raw["capture"]),
+        *collectors.rows(raw["collectors"]),
     ]
-    lines = ["| measure | target | stroboscope | ddtrace | pyroscope-io |", "|---" * 5 + "|"]
-    lines += [f"| {' | '.join((*row, *[''] * (5 - len(row))))} |" for row in rows]
+    return written(rows)
+
+
+NUMBER = re.compile(r"[+-]?[0-9]+(?:\.[0-9]+)?")
+
+
+def is_met(target, value):
+    """yes or no, where the target is a bound and the value begins with a number."""
+    bound, found = NUMBER.search(target), NUMBER.match(str(value))
+    if target.startswith("2 points") and str(value).startswith("off"):
+        off, wrong = (abs(float(one)) for one in NUMBER.findall(value)[:2])
+        return "yes" if off <= 2 and wrong == 0 else "no"
+    if target[:2] not in ("<=", ">=") or bound is None or found is None:
+        return ""
+    least = target.startswith(">=")
+    ours, limit = float(found[0]), float(bound[0])
+    return "yes" if (ours >= limit if least else ours <= limit) else "no"
+
+
+def written(rows):
+    """The rows as a table, each with whether its target is met."""
+    heads = ("measure", "target", "met", "stroboscope", "ddtrace", "pyroscope-io")
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for measure, target, ours, *others in rows:
+        cells = (measure, target, is_met(target, ours), ours, *others)
+        padded = (*map(str, cells), *[""] * (len(heads) - len(cells)))
+        lines.append(f"| {' | '.join(padded)} |")
     return "\n".join(lines)
 
 
 def main():
+    if sys.argv[1:] == ["collectors"]:
+        print(written(collectors.rows(collectors.measure(run))))
+        return
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 30
     raw = measure(seconds)
     RESULTS.mkdir(exist_ok=True)

@@ -85,7 +85,11 @@ class Clock:
 def otel_spans():
     """OpenTelemetry's SDK as it is usually set up; what it exports goes nowhere."""
     from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+    from opentelemetry.sdk.trace.export import (
+        BatchSpanProcessor,
+        SpanExporter,
+        SpanExportResult,
+    )
 
     class Nowhere(SpanExporter):
         def export(self, spans):

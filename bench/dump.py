@@ -88,5 +88,40 @@ async def rounds():
     return found
 
 
+def greenlets():
+    """The same of as many suspended greenlets; the longest pause of another thread."""
+    import greenlet
+
+    def parked(left):
+        if left:
+            parked(left - 1)
+        else:
+            greenlet.getcurrent().parent.switch()
+
+    kept = [greenlet.greenlet(parked) for _ in range(TASKS)]
+    for one in kept:
+        one.switch(DEPTH - 2)
+    results = []
+    for _ in range(ROUNDS):
+        took = []
+
+        def work(took=took):
+            began = time.perf_counter()
+            encode(to_profile(snapshot(), time.time_ns()), Breath())
+            took.append(1000 * (time.perf_counter() - began))
+
+        engine.start_thread(work)
+        worst = 0.0
+        while not took:
+            began = time.perf_counter()
+            time.sleep(0.0005)
+            worst = max(worst, time.perf_counter() - began - 0.0005)
+        results.append((took[0], 1000 * worst))
+    return {
+        "greenlets: ms": round(statistics.median(r[0] for r in results), 1),
+        "greenlets: pause ms": round(statistics.median(r[1] for r in results), 1),
+    }
+
+
 if __name__ == "__main__":
-    print(json.dumps(asyncio.run(rounds()), indent=1))
+    print(json.dumps(asyncio.run(rounds()) | greenlets()))
