@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import re
 import secrets
 import time
 import weakref
@@ -19,19 +18,15 @@ from functools import partial
 
 from stroboscope._clock import SYSTEM, Clock
 from stroboscope._http import asgi, wsgi
-from stroboscope._http.accepting import choose
 from stroboscope._http.asgi import never
 from stroboscope._http.messages import (
-    BODY_CAP,
-    JSON,
     Request,
     Response,
     refusal,
 )
-from stroboscope._http.parameters import first, is_too_long
+from stroboscope._http.parameters import first
 from stroboscope._http.pool import Pool
 from stroboscope._types import Environ, Receive, Scope, Send, StartResponse
-from stroboscope.auth.tokens import Grant
 from stroboscope.endpoints import joining, refusing, sharing, slicing
 from stroboscope.endpoints.audit import Entry
 from stroboscope.endpoints.call import Action, Call
@@ -39,14 +34,12 @@ from stroboscope.endpoints.desk import Desk, Shown, Tracer
 from stroboscope.endpoints.doors import Doors
 from stroboscope.endpoints.gate import SHARE_PATH, Admission
 from stroboscope.endpoints.links import shareable
+from stroboscope.endpoints.meaning import NOTHING, kind_of, meant, require
 from stroboscope.endpoints.routes import find
-from stroboscope.errors import Forbidden
 from stroboscope.settings import Settings
 from stroboscope.stalls import WATCH
 
 _log = logging.getLogger("stroboscope")
-#: What a server should have refused, and what would end a line where it is sent on.
-_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
 
 @dataclass(slots=True)
@@ -175,6 +168,16 @@ class Surface:
         if isinstance(admitted, Response):
             return admitted
         if admitted.action.body and read_body is not None:
+            if admitted.admission.pending is not None:
+                decide = self._deciding(admitted)
+                # Whoever listened for the client's end would take its body away.
+                decided = await asgi.run(
+                    self._pool, request, never, decide, is_capture=False
+                )
+                if decided is not _LET_IN:
+                    return decided or self._refused(
+                        admitted.entry, refusing.busy(request)
+                    )
             try:
                 admitted.request = replace(request, body=await read_body())
             except Exception as error:  # the server's stream may raise anything
@@ -203,25 +206,28 @@ class Surface:
         admitted = self._admit(request)
         if isinstance(admitted, Response):
             return admitted
+
+        def run(job: Callable[[], Response], *, is_capture: bool) -> Response | None:
+            if pool is not None and not is_capture:
+                # A thread of ours: another, and waiting for it, would each have to win
+                # the GIL from a loop that is busy.
+                return pool.run(job)
+            asked = admitted.request
+            own = pool or self._pool
+            return wsgi.run(own, asked, client, job, sleep, is_capture=is_capture)
+
         if admitted.action.body and read_body is not None:
+            if admitted.admission.pending is not None:
+                decided = run(self._deciding(admitted), is_capture=False)
+                if decided is not _LET_IN:
+                    return decided or self._refused(
+                        admitted.entry, refusing.busy(request)
+                    )
             try:
                 admitted.request = replace(request, body=read_body())
             except Exception as error:  # the server's stream may raise anything
                 return self._refused(admitted.entry, refusing.of_body(request, error))
-        job, is_capture = self._job(admitted), admitted.action.is_capture
-        if pool is not None and not is_capture:
-            # A thread of ours: another, and waiting for it, would each have to win the
-            # GIL from a loop that is busy.
-            answer = pool.run(job)
-        else:
-            answer = wsgi.run(
-                pool or self._pool,
-                admitted.request,
-                client,
-                job,
-                sleep,
-                is_capture=is_capture,
-            )
+        answer = run(self._job(admitted), is_capture=admitted.action.is_capture)
         return answer or self._refused(admitted.entry, refusing.busy(request))
 
     def _answer_at_door(
@@ -243,48 +249,16 @@ class Surface:
             path = request.path[len(self._exact) :]
             admission = self.desk.gate.admit(request, path)
             entry.token_id = admission.grant.token_id
-            found = self._found(request, path, admission, entry)
+            found = meant(request, path, admission, entry)
             if isinstance(found, Response):
                 if admission.pending is None:
                     return self._refused(entry, found)
-                return _Admitted(request, admission, _NOTHING, entry, found)
+                return _Admitted(request, admission, NOTHING, entry, found)
             if admission.pending is None and admission.share is None:
-                _require(found, admission.grant)
+                require(found, admission.grant)
             return _Admitted(request, admission, found, entry)
         except Exception as error:  # the application must not see our failure
             return self._refused(entry, self._refusal(request, entry, error))
-
-    def _found(
-        self, request: Request, path: str, admission: Admission, entry: Entry
-    ) -> Response | Action:
-        """The action meant, or why there is none."""
-        if is_too_long(request.query):
-            return refusal(request, 414, "query too long")
-        length = request.header("content-length") or "0"
-        if length.isascii() and length.isdigit() and int(length[:18]) > BODY_CAP:
-            return refusal(request, 413, "body too large")
-        if _CONTROL.search("".join(value for _, value in request.headers)):
-            return refusal(request, 400, "a header has control characters")
-        if admission.share is not None:
-            path = admission.share.target.partition("?")[0]
-        route, _ = find(path)
-        if route is None:
-            is_profile = path.startswith("/pprof/")
-            return refusal(request, 404, "Unknown profile" if is_profile else "Unknown")
-        entry.endpoint = route.paths[0]
-        action = route.actions.get(request.method)
-        if action is None:
-            allow = (("Allow", ", ".join(sorted(route.actions))),)
-            return refusal(request, 405, "method not allowed", allow)
-        if request.header("content-encoding") is not None:
-            return refusal(request, 415, "request bodies are read as they are")
-        kind = (request.header("content-type") or "").partition(";")[0].strip().lower()
-        if action.body == "json" and kind != JSON:
-            return refusal(request, 415, "the body has to be application/json")
-        if _kind(request, action) is None:
-            kinds = ", ".join(one.partition(";")[0] for one in action.kinds)
-            return refusal(request, 406, f"this answers {kinds}")
-        return action
 
     def _job(self, admitted: _Admitted) -> Callable[[], Response]:
         """What a thread of ours does: decide what was slow, write, act, write."""
@@ -294,22 +268,47 @@ class Surface:
             answer = self._acted(admitted)
             if request.cancellation.cancelled:
                 entry.cause = entry.cause or "the client went away"
-            entry.complete(answer)
-            self._count(entry)
-            self.desk.audit.end(entry)
-            return answer
+            return self._ended(entry, answer)
 
         return job
+
+    def _deciding(self, admitted: _Admitted) -> Callable[[], Response]:
+        """The slow part of the decision, before a body is read; `_LET_IN` where it may."""
+
+        def job() -> Response:
+            try:
+                refused = self._decided(admitted)
+            except BaseException as error:
+                refused = self._refusal(admitted.request, admitted.entry, error)
+            return self._ended(admitted.entry, refused) if refused else _LET_IN
+
+        return job
+
+    def _decided(self, admitted: _Admitted) -> Response | None:
+        """The refusal of a caller; None when it is let in. Raises what the gate does."""
+        pending = admitted.admission.pending
+        if pending is None:
+            return None
+        grant = pending()
+        if admitted.refused is not None:
+            return admitted.refused
+        require(admitted.action, grant)
+        admitted.admission = replace(admitted.admission, grant=grant, pending=None)
+        return None
+
+    def _ended(self, entry: Entry, answer: Response) -> Response:
+        """Complete the record, on a thread of ours."""
+        entry.complete(answer)
+        self._count(entry)
+        self.desk.audit.end(entry)
+        return answer
 
     def _acted(self, admitted: _Admitted) -> Response:
         entry, request = admitted.entry, admitted.request
         try:
+            if refused := self._decided(admitted):
+                return refused
             grant = admitted.admission.grant
-            if admitted.admission.pending is not None:
-                grant = admitted.admission.pending()
-                if admitted.refused is not None:
-                    return admitted.refused
-                _require(admitted.action, grant)
             if admitted.action.body == "json":
                 known = (knob.name for knob in self.desk.knobs)
                 entry.tell(
@@ -325,7 +324,7 @@ class Surface:
             start_ns = joining.start_of(request) if is_peer else 0
             if admitted.admission.is_peer:
                 request = replace(request, root=joining.root_of(request))
-            kind = _kind(request, admitted.action) or ""
+            kind = kind_of(request, admitted.action) or ""
             call = Call(request, grant, self.desk, name, is_peer, start_ns, kind)
             if admitted.admission.share is not None:
                 return sharing.opened(call, admitted.admission.share)
@@ -343,7 +342,7 @@ class Surface:
             return refusal(call.request, 404, "the artefact is gone")
         request = replace(call.request, query=query, path=self._exact + path)
         grant = replace(call.grant, scopes=call.grant.scopes | {action.scope})
-        kind = _kind(request, action) or ""
+        kind = kind_of(request, action) or ""
         inside = replace(call, request=request, grant=grant, name=name, kind=kind)
         return _handled(inside, route.paths[0], action)
 
@@ -370,11 +369,7 @@ class Surface:
         self.desk.answered[entry.endpoint, entry.status] += 1
 
 
-def _nothing(call: Call) -> Response:
-    return refusal(call.request, 404, "Unknown")
-
-
-_NOTHING = Action("", _nothing, "", {})
+_LET_IN = Response(100, b"")
 
 
 def _handled(call: Call, path: str, action: Action) -> Response:
@@ -386,15 +381,3 @@ def _handled(call: Call, path: str, action: Action) -> Response:
         return action.handler(call)
 
     return slicing.answer(call, whole) if action.is_sliced else whole(call)
-
-
-def _kind(request: Request, action: Action) -> str | None:
-    """The content type to answer in; None for one that no form of it satisfies."""
-    if not action.kinds or first(request.query, "format"):
-        return ""
-    return choose(request, action.kinds)
-
-
-def _require(action: Action, grant: Grant) -> None:
-    if not {action.scope, "admin"} & grant.scopes:
-        raise Forbidden(f"needs {action.scope}")

@@ -20,7 +20,7 @@ from asking import (
     wsgi_inner,
 )
 
-from stroboscope._http.messages import Response
+from stroboscope._http.messages import JSON, Response
 from stroboscope.auth.passwords import StaticUser, hash_password
 from stroboscope.auth.throttle import PEERS_CAP, Throttle
 from stroboscope.auth.tokens import Tokens
@@ -122,6 +122,45 @@ def test_h04_a_wrong_password_learns_nothing(path: str) -> None:
     assert {one.status for one in answers} == {401}
     assert len({one.body for one in answers}) == 1
     assert [surface.answer(plain).status for _ in range(6)] == [401] * 5 + [429]
+
+
+@pytest.mark.parametrize("is_async", [True, False], ids=["asgi", "wsgi"])
+def test_h24_no_body_of_a_stranger_is_read(is_async: bool) -> None:
+    """Not before the password was right and the user's own function has let it in."""
+
+    def authorize(carrier: object, scopes: object) -> bool:
+        return answers[-1]
+
+    chosen = Settings(
+        keys=(KEY,),
+        user="ops",
+        password_hash=hash_password("a" * 16),
+        user_scopes=("admin",),
+        authorize=authorize,
+    )
+    surface, answers, read = Surface(chosen), [True], [0]
+
+    def read_body() -> bytes:
+        read[0] += 1
+        return b'{"id": "nobody"}'
+
+    async def read_body_async() -> bytes:
+        return read_body()
+
+    def ask_with(password: str) -> tuple[int, int]:
+        text = base64.b64encode(f"ops:{password}".encode()).decode()
+        named = (("authorization", f"Basic {text}"), ("content-type", JSON))
+        asked = request("/debug/revoke", *named, method="POST")
+        read[0] = 0
+        if is_async:
+            waiting = surface.answer_async(asked, read_body=read_body_async)
+            return asyncio.run(waiting).status, read[0]
+        return surface.answer(asked, None, read_body).status, read[0]
+
+    assert ask_with("wrong") == (401, 0)
+    assert ask_with("a" * 16) == (200, 1)
+    answers.append(False)
+    assert ask_with("a" * 16) == (403, 0)
 
 
 def test_h04_who_the_users_own_function_refuses_learns_nothing() -> None:
