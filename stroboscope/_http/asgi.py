@@ -13,6 +13,7 @@ from stroboscope._http.messages import (
     BodyTooLarge,
     Request,
     Response,
+    without_host,
 )
 from stroboscope._http.pool import Pool
 from stroboscope._types import Message, Receive, Scope, Send
@@ -43,14 +44,8 @@ def read(scope: Scope, path: str) -> Request:
 
 
 def path_of(scope: Scope) -> str:
-    """The decoded path below the root path, which says whether it is ours.
-
-    Some servers hand on the absolute form as it came (RFC 9112, section 3.2.2); the
-    host in it says nothing to us, the Host header is checked.
-    """
-    path: str = scope["path"]
-    if path.startswith(("http://", "https://")):
-        path = "/" + path.split("/", 3)[3] if path.count("/") > 2 else "/"
+    """The decoded path below the root path, which says whether it is ours."""
+    path = without_host(scope["path"])
     root: str = scope.get("root_path", "")
     return path[len(root) :] if root and path.startswith(root + "/") else path
 

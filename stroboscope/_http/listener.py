@@ -253,7 +253,7 @@ class Listener:
             request, connection, lambda: read_body(guest.connection, request, rest)
         )
         self._waits(connection, time.monotonic())
-        send(guest.connection, answer)
+        send(guest.connection, answer, is_head=request.method == "HEAD")
         guest.connection.close()
 
 

@@ -118,6 +118,17 @@ class Response:
         ]
 
 
+def without_host(path: str) -> str:
+    """A path, also of the absolute form that some servers hand on as it came.
+
+    The host in it says nothing to us, the Host header is checked.
+    Source: RFC 9112, section 3.2.2.
+    """
+    if not path.startswith(("http://", "https://")):
+        return path
+    return "/" + path.split("/", 3)[3] if path.count("/") > 2 else "/"
+
+
 def refusal(
     request: Request,
     status: int,

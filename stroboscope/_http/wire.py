@@ -6,6 +6,7 @@ The standard library parses heads; what carries the bytes is a plain or a TLS co
 from __future__ import annotations
 
 import io
+import re
 import time
 from http.client import responses
 from http.server import BaseHTTPRequestHandler
@@ -18,6 +19,7 @@ from stroboscope._http.messages import (
     BodyTooLarge,
     Request,
     Response,
+    without_host,
 )
 
 HEAD_CAP = 16_384
@@ -26,6 +28,11 @@ HEAD_SECONDS_CAP = 5.0
 SEND_SECONDS_CAP = 60.0
 #: A longer body is not copied to go out in one piece with its head.
 _COPIED_CAP = 65_536
+
+
+#: What the standard library takes for an end of a line, and RFC 9112 does not.
+_LOOSE = re.compile(rb"\r(?!\n)|(?<!\r)\n|\x00")
+_LENGTH = re.compile("[0-9]{1,18}", re.ASCII)
 
 
 class Connection(Protocol):
@@ -68,14 +75,18 @@ def read(
     ends_s = time.monotonic() + HEAD_SECONDS_CAP
     raw = b""
     while b"\r\n\r\n" not in raw:
-        raw += _receive(connection, ends_s)
         if len(raw) > HEAD_CAP:
             raise ValueError("head too long")
+        raw += _receive(connection, ends_s)
     head, _, rest = raw.partition(b"\r\n\r\n")
+    if len(head) > HEAD_CAP:
+        raise ValueError("head too long")
+    if _LOOSE.search(head):
+        raise ValueError("ends of lines that are none")
     parsed = _Head(head + b"\r\n\r\n")
     if not parsed.is_parsed:
         raise ValueError("no HTTP")
-    path, _, query = parsed.path.partition("?")
+    path, _, query = without_host(parsed.path).partition("?")
     request = Request(
         method=parsed.command,
         path=unquote(path),
@@ -88,12 +99,22 @@ def read(
 
 
 def read_body(connection: Connection, request: Request, rest: bytes) -> bytes:
-    """The body. Raises: BodyTooLarge, TimeoutError."""
-    text = request.header("content-length") or "0"
-    length = int(text) if text.isascii() and text.isdigit() else 0
+    """The body, of a length that is said.
+
+    Raises: BodyTooLarge, TimeoutError, ValueError for a length that is none.
+    """
+    lengths = request.all("content-length")
+    if request.all("transfer-encoding") or len(lengths) > 1:
+        raise ValueError("a body without a length, or with several")
+    if lengths and not _LENGTH.fullmatch(lengths[0]):
+        raise ValueError("a length that is none")
+    length = int(lengths[0]) if lengths else 0
     if length > BODY_CAP:
         raise BodyTooLarge
     ends_s = time.monotonic() + BODY_SECONDS_CAP
+    if len(rest) < length and "100-continue" in request.all("expect"):
+        connection.settimeout(BODY_SECONDS_CAP)
+        connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
     while len(rest) < length:
         rest += _receive(connection, ends_s)
     connection.settimeout(None)
@@ -111,13 +132,18 @@ def _receive(connection: Connection, ends_s: float) -> bytes:
     return chunk
 
 
-def send(connection: Connection, response: Response) -> None:
-    """Send it whole, with its length. Raises: OSError for a reader that is too slow."""
+def send(connection: Connection, response: Response, *, is_head: bool = False) -> None:
+    """Send it whole, with its length; to HEAD without its body.
+
+    Raises: OSError for a reader that is too slow.
+    """
     lines = [f"HTTP/1.1 {response.status} {responses.get(response.status, '')}"]
     lines += [f"{key}: {value}" for key, value in response.all_headers()]
     head = "\r\n".join([*lines, "Connection: close", "", ""]).encode("latin-1")
     connection.settimeout(SEND_SECONDS_CAP)
-    if len(response.body) <= _COPIED_CAP:
+    if is_head:
+        connection.sendall(head)
+    elif len(response.body) <= _COPIED_CAP:
         connection.sendall(head + response.body)
     else:
         connection.sendall(head)
