@@ -234,10 +234,11 @@ import sys
 sys.modules["redis"] = None
 from stroboscope import Settings
 from stroboscope.endpoints import Surface
-Surface(Settings(keys=sys.argv[1:], redis_url="redis://:sesame@localhost"))
+Surface(Settings(keys=sys.argv[1:2], redis_url=sys.argv[2]))
 """
+    url = "redis://:sesame@localhost"
     done = subprocess.run(
-        [sys.executable, "-c", code, KEY], capture_output=True, text=True, cwd=ROOT
+        [sys.executable, "-c", code, KEY, url], capture_output=True, text=True, cwd=ROOT
     )
 
     assert "SettingsError: redis_url needs stroboscope[redis]" in done.stderr

@@ -119,9 +119,8 @@ def test_h20_a_task_cancelled_anywhere_leaves_no_lease(steps: int) -> None:
             await task
 
     asyncio.run(main())
-    deadline_s = time.monotonic() + 0.25
-    while surface.desk.leases.current() and time.monotonic() < deadline_s:
-        time.sleep(0.005)
+    # A thread that was asked before the end may still take it, and gives it back.
+    time.sleep(0.25)
     assert surface.desk.leases.current() is None
 
     tracing.leave.set()
