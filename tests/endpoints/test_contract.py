@@ -106,10 +106,11 @@ def test_h49_text_forms_begin_as_gos_do(ask: Ask, name: str) -> None:
 def test_stacks_show_threads_and_tasks_with_their_labels() -> None:
     """Over ASGI: this request's loop, its tasks and their labels, and every thread."""
     app = asgi.Stroboscope(asgi_inner, Settings(keys=(KEY,), service="shop"))
-    done = threading.Event()
+    began, done = threading.Event(), threading.Event()
 
     def waits_in_a_thread() -> None:
         with do(role="batch"):
+            began.set()
             done.wait(30)
 
     async def waits_in_a_task() -> None:
@@ -134,6 +135,7 @@ def test_stacks_show_threads_and_tasks_with_their_labels() -> None:
 
     thread = threading.Thread(target=waits_in_a_thread)
     thread.start()
+    began.wait(5)
     try:
         text = asyncio.run(main())
     finally:
