@@ -90,7 +90,10 @@ async def rounds():
 
 def greenlets():
     """The same of as many suspended greenlets; the longest pause of another thread."""
-    import greenlet
+    try:
+        import greenlet
+    except ImportError:
+        return {}
 
     def parked(left):
         if left:

@@ -268,7 +268,7 @@ class PortableDriver:
         now = {
             ident: clock
             for ident, native_id in native_ids.items()
-            if native_id and (clock := _thread_cpu_ns(native_id)) is not None
+            if native_id and (clock := thread_cpu_ns(native_id)) is not None
         }
         before, self._cpu_ns = self._cpu_ns, now
         return {
@@ -278,7 +278,7 @@ class PortableDriver:
         }
 
 
-def _thread_cpu_ns(native_id: int) -> int | None:
+def thread_cpu_ns(native_id: int) -> int | None:
     """The thread's CPU time; None when it is gone or has no clock here.
 
     By the kernel's id: `pthread_getcpuclockid` reads the memory of a thread that may be

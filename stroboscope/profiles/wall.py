@@ -12,9 +12,9 @@ import asyncio
 import sys
 from collections.abc import Callable, Iterable
 from itertools import chain
+from typing import Any
 
 from stroboscope._core import Window, engine
-from stroboscope.errors import EngineUnavailable
 from stroboscope.formats.profile import (
     Columns,
     Frame,
@@ -24,7 +24,7 @@ from stroboscope.formats.profile import (
     columns,
 )
 from stroboscope.labels import TABLE
-from stroboscope.profiles import cpu
+from stroboscope.profiles import cpu, portable_wall
 from stroboscope.profiles.breath import Breath
 from stroboscope.profiles.ledgers import keep_labels, to_columns
 
@@ -34,12 +34,13 @@ _WAITING, _SUSPENDED, _WIDTH = 0, 1, 3
 #: At most so many tasks are looked at in one tick. Source: SB_WALL_TASKS.
 TASKS_PER_TICK = 16
 
+_ticker: Any
 try:
     from stroboscope._core.wall import Ticker
 
-    _ticker: Ticker | None = Ticker(engine)
+    _ticker = Ticker(engine)
 except ImportError:
-    _ticker = None
+    _ticker = portable_wall.Ticker(engine, TASKS_PER_TICK)
 
 
 def collect_wall(
@@ -57,19 +58,19 @@ def collect_wall(
     `on_window`, `each` and `start_ns` as in `collect_cpu`, with which windows are shared.
     Raises: WindowsExhausted, EngineUnavailable.
     """
-    if _ticker is None:
-        raise EngineUnavailable("time off the CPU is seen by the C engine only")
     window = engine.open_window(hz, seconds=seconds, limit=windows, start_ns=start_ns)
     try:
         on_window(window)
-        keep_labels(TABLE.cap)
+        is_portable = isinstance(_ticker, portable_wall.Ticker)
+        if not is_portable:
+            keep_labels(TABLE.cap)
         window.wait(0.0)
         handle = _ticker.open(loops)
         try:
             complete = window.wait(seconds, each)
             copy = _ticker.end(handle)
             capture = window.close()
-            off = to_columns(copy, _WIDTH, ())
+            off = copy if is_portable else to_columns(copy, _WIDTH, ())
         finally:
             _ticker.close(handle)
     finally:

@@ -112,6 +112,22 @@ import threading
 threading.Thread(target=lambda: [sum(range(9999)) for _ in range(5000)]).start()
 profile = collect_cpu(0.5, lambda window: None)
 print(engine.info().kind, profile.total() > 0, engine.info().reason)
+
+import asyncio, stroboscope
+from stroboscope.profiles.wall import collect_wall
+async def waits(): await asyncio.sleep(10)
+async def main():
+    with stroboscope.do(who="me"):
+        task = asyncio.create_task(waits())
+    await asyncio.sleep(0)
+    loop = asyncio.get_running_loop()
+    wall = await asyncio.to_thread(
+        collect_wall, 0.5, lambda window: None, loops=lambda: [loop]
+    )
+    task.cancel()
+    print(sum(s.values[0] for s in wall.samples
+              if dict(s.labels) == {"who": "me", "state": "suspended"}) / 1e9)
+asyncio.run(main())
 """
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -127,6 +143,7 @@ print(engine.info().kind, profile.total() > 0, engine.info().reason)
     assert not [name for name in names if name.endswith((".so", ".c", ".h"))]
     assert wheel.name.endswith("-none-any.whl")
     assert done.stdout.startswith("portable True no C engine")
+    assert float(done.stdout.split()[-1]) == pytest.approx(0.5, rel=0.2)
 
 
 @pytest.mark.slow
