@@ -238,6 +238,9 @@ class PortableDriver:
 
         threads.start(run)
 
+    def greet_thread(self, process: int) -> None:
+        """Nothing: it samples whoever is there."""
+
     def sleep(self, seconds: float) -> None:
         """Sleep without the GIL."""
         time.sleep(seconds)

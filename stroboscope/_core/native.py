@@ -235,6 +235,10 @@ class NativeDriver:
         """Never sample the calling thread."""
         _native.exclude_current_thread()
 
+    def greet_thread(self, process: int) -> None:
+        """Sample the calling thread, whatever a server did to it before."""
+        _native.greet_thread(process)
+
     def start_thread(self, target: Callable[[], object]) -> None:
         """Run `target` on a thread of the operating system, never sampled."""
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from stroboscope._clock import SYSTEM, Clock
+from stroboscope._core import engine
 from stroboscope._http import asgi, wsgi
 from stroboscope._http.asgi import never
 from stroboscope._http.messages import (
@@ -100,6 +101,8 @@ class Surface:
         `loop` is the one that serves it; None for a server's thread. What fails to
         begin is logged, and the request goes on.
         """
+        if loop is None:
+            engine.greet_thread(os.getpid())
         if self._awake_in != os.getpid():
             self._awake_in = os.getpid()
             self.desk.begin()

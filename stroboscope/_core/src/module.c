@@ -12,6 +12,7 @@
 #include "contention.h"
 #include "drainer.h"
 #include "extras.h"
+#include "greet.h"
 #include "heap.h"
 #include "ledger.h"
 #include "locks.h"
@@ -357,7 +358,8 @@ execute(PyObject *module)
                  sb_contention_init(module) < 0 ||
                  sb_locks_init(module) < 0 || sb_waits_init(module) < 0 ||
                  sb_rest_init(module) < 0 || sb_wall_init(module) < 0 ||
-                 sb_births_init(module) < 0 || sb_search_init(module) < 0;
+                 sb_births_init(module) < 0 || sb_search_init(module) < 0 ||
+                 sb_greet_init(module) < 0;
     return failed ? -1 : 0;
 }
 
