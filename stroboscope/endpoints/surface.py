@@ -148,7 +148,10 @@ class Surface:
             return await asgi.read_body(receive)
 
         answer = await self.answer_async(request, receive, read_body)
-        await asgi.send_response(answer, send)
+        try:
+            await asgi.send_response(answer, send)
+        except Exception as error:  # uvicorn's: it has refused the body meanwhile
+            _log.debug("stroboscope: an answer could not be sent: %r", error)
 
     def wsgi(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Answer a request; blocks its thread while something is collected."""

@@ -291,6 +291,30 @@ def _share(surface: Surface, clock: FakeClock, **body: object) -> dict[str, Any]
     return made
 
 
+def test_h45_a_server_that_takes_no_answer_gets_no_exception() -> None:
+    """uvicorn refuses a bad body by itself, and then our answer to its head."""
+    surface = Surface(SETTINGS)
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": "/debug/labels",
+        "query_string": b"",
+        "headers": [(b"host", b"localhost")],
+    }
+    sent: list[object] = []
+
+    async def receive() -> dict[str, object]:
+        return {"type": "http.disconnect"}
+
+    async def send(message: object) -> None:
+        sent.append(message)
+        raise RuntimeError("can't handle event type Response")
+
+    asyncio.run(surface.asgi(scope, receive, send))
+
+    assert len(sent) == 1
+
+
 def test_a_link_is_one_capture() -> None:
     """Opened twice, it gives the same bytes: nobody profiles us again and again."""
     clock = FakeClock()

@@ -3,6 +3,7 @@
 import re
 import socket
 import ssl
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import scrapers
 import trustme
 from fronts import DJANGO_WSGI, GTHREAD, bearer
+from h2.connection import H2Connection
 from servers import FASTAPI, FLASK, HYPERCORN, UVICORN, serving
 
 SERVERS = {
@@ -42,11 +44,17 @@ def said(port: int, text: str) -> str:
 
 
 @pytest.fixture(scope="module", params=SERVERS)
-def port(request: pytest.FixtureRequest) -> Iterator[int]:
-    """Of one server of each kind, for all that is said to it."""
+def port(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[int]:
+    """Of one server of each kind, for all that is said to it; in none of it fails."""
     command, app = SERVERS[request.param]
-    with serving(command, app) as (base, _):
+    log = tmp_path_factory.mktemp("http") / "log"
+    with log.open("wb") as output, serving(command, app, output) as (base, _):
         yield int(base.rpartition(":")[2])
+    written = log.read_text(errors="replace")
+    assert "Traceback" not in written, written
+    assert "internal error" not in written, written
 
 
 @pytest.mark.slow
@@ -117,9 +125,56 @@ def test_h15_headers_cannot_be_smuggled(port: int) -> None:
     ]
 
     assert plain == "200"
-    assert set(refused) <= {"400", "401", "403", "closed"}
+    assert set(refused) <= {"400", "401", "403", "429", "closed"}
     assert set(elsewhere) == {"404"}
-    assert moved in ("401", "404")
+    assert moved in ("401", "404", "429")
+
+
+PUT = "PUT /debug/settings HTTP/1.1\r\nContent-Type: application/json\r\n"
+CHUNKED = "Transfer-Encoding: chunked\r\n"
+UPGRADE = (
+    "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nConnection: Upgrade, close\r\n"
+)
+#: What is sent around `Host` and the token, and what may come of it with a token; a
+#: server's own words are its own.
+ODD = {
+    "websocket": ("GET /debug/selfcheck HTTP/1.1\r\n", UPGRADE, "", {200, 403}),
+    "connect": ("CONNECT localhost:80 HTTP/1.1\r\n", "", "", {400, 404}),
+    "star": ("OPTIONS * HTTP/1.1\r\n", "", "", {404}),
+    "long method": (f"{'A' * 3000} {PATH} HTTP/1.1\r\n", "", "", {400, 405}),
+    "odd method": (f"G\xcbT {PATH} HTTP/1.1\r\n", "", "", {400}),
+    "nul": ("GET /debug/%00 HTTP/1.1\r\n", "", "", {404}),
+    "no text": ("GET /debug/%ff?x=%fe HTTP/1.1\r\n", "", "", {404}),
+    "encoded": ("GET /debug%2fmetrics HTTP/1.1\r\n", "", "", {200}),
+    "backslash": ("GET /debug\\metrics HTTP/1.1\r\n", "", "", {404}),
+    "long path": (f"GET /debug/{'a' * 3000} HTTP/1.1\r\n", "", "", {404}),
+    "long link": (f"GET /debug/share/{'a' * 3000} HTTP/1.1\r\n", "", "", {401, 429}),
+    "odd query": (f"GET {PATH}?a;b=%zz&&=&=1 HTTP/1.1\r\n", "", "", {200}),
+    "long query": (f"GET {PATH}?{'a' * 3000} HTTP/1.1\r\n", "", "", {200}),
+    "ten gigabytes": (PUT, "Content-Length: 10000000000\r\n", "{}", {413}),
+    "endless": (PUT, CHUNKED, f"10000\r\n{'x' * 65536}\r\n" * 3, {400, 413}),
+    "no chunks": (PUT, CHUNKED, "zz\r\n{}\r\n0\r\n\r\n", {400}),
+    "trailers": (PUT, CHUNKED, "2\r\n{}\r\n0\r\nHost: evil.test\r\n\r\n", {200, 400}),
+    "body of a get": (f"GET {PATH} HTTP/1.1\r\n", "Content-Length: 2\r\n", "{}", {200}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ODD)
+def test_h24_h48_odd_requests_are_answered_or_refused(port: int, name: str) -> None:
+    """By the server or by us; nothing for who has no token, and nothing ends it."""
+    line, headers, body, expected = ODD[name]
+    close = "" if "Upgrade" in headers else "Connection: close\r\n"
+    auth = f"Authorization: {bearer()['Authorization']}\r\n"
+    rest = f"Host: localhost\r\n{close}{headers}"
+    (allowed,) = talk(port, f"{line}{rest}{auth}\r\n{body}")
+    (strange,) = talk(port, f"{line}{rest}\r\n{body}")
+    alive = talk(port, f"GET {PATH} HTTP/1.0\r\nHost: localhost\r\n{auth}\r\n")
+
+    assert int(allowed) in expected
+    assert int(strange) in (400, 401, 403, 404, 429)
+    assert alive == ["200"]
 
 
 @pytest.mark.slow
@@ -167,9 +222,40 @@ def test_h48_http_2_is_served(tmp_path: Path) -> None:
         put = client.put(
             address + "settings", headers=bearer(), json={"cpu_hz": 50, "ttl": "1m"}
         )
+        give_up_at_once(int(base.rpartition(":")[2]), context, 30)
+        began_s = time.monotonic()
+        path = "pprof/profile?seconds=0.2"
+        after = client.get(address + path, headers=bearer())
+        while after.status_code == 429 and time.monotonic() < began_s + 5:
+            time.sleep(0.1)
+            after = client.get(address + path, headers=bearer())
 
+    assert after.status_code == 200
     assert profile.http_version == "HTTP/2"
     scrapers.check(profile.content)
     assert (refused.status_code, refused.text) == (401, "unauthorized\n")
     assert foreign.status_code == 400
     assert put.json()["settings"]["cpu_hz"]["value"] == 50
+
+
+def give_up_at_once(port: int, context: ssl.SSLContext, times: int) -> None:
+    """Ask for profiles of 30 s over one connection, and reset each stream."""
+    context.set_alpn_protocols(["h2"])
+    plain = socket.create_connection(("127.0.0.1", port))
+    with context.wrap_socket(plain, server_hostname="localhost") as client:
+        connection = H2Connection()
+        connection.initiate_connection()
+        for _ in range(times):
+            stream = connection.get_next_available_stream_id()
+            asked = [
+                (":method", "GET"),
+                (":scheme", "https"),
+                (":authority", "localhost"),
+                (":path", "/debug/pprof/profile?seconds=30"),
+                ("authorization", bearer()["Authorization"]),
+            ]
+            connection.send_headers(stream, asked, end_stream=True)
+            client.sendall(connection.data_to_send())
+            time.sleep(0.01)
+            connection.reset_stream(stream)
+            client.sendall(connection.data_to_send())
