@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 from stroboscope._clock import SYSTEM, Clock
@@ -27,6 +28,8 @@ from stroboscope.settings import SCOPES, Settings
 PEER_SCHEME = "Stroboscope-Peer"
 #: Below this path stand share links: their address is their secret.
 SHARE_PATH = "/share/"
+#: Of what the user's function gives back no more is read: it may have no end.
+_SCOPES_READ = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +163,9 @@ def _is_peer(request: Request) -> bool:
 def _scopes(answer: Any, before: frozenset[str]) -> frozenset[str]:
     if isinstance(answer, bool):
         return before if answer else frozenset()
-    return before & SCOPES & frozenset(answer)
+    if isinstance(answer, (str, bytes, Mapping)):
+        raise TypeError("neither true or false nor scopes")
+    return before & SCOPES & frozenset(islice(answer, _SCOPES_READ))
 
 
 def _basic(text: str) -> tuple[str, str]:
