@@ -201,13 +201,13 @@ record(void *pointer, size_t size)
     int64_t values[WIDTH] = {objects_of(&block), space_of(&block), 0, 0};
     pthread_mutex_lock(&lock);
     int is_kept = sb_live_put(&block) == 0;
+    live_lost += !is_kept;
     pthread_mutex_unlock(&lock);
     if (is_kept) {
         values[INUSE_OBJECTS] = values[ALLOC_OBJECTS];
         values[INUSE_SPACE] = values[ALLOC_SPACE];
         sb_ledger_hold(ledger, row);
     }
-    live_lost += !is_kept;
     sb_ledger_add(ledger, row, values);
     samples++;
 }

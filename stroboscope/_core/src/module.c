@@ -357,7 +357,8 @@ execute(PyObject *module)
                  sb_extras_init(module) < 0 ||
                  sb_contention_init(module) < 0 ||
                  sb_locks_init(module) < 0 || sb_waits_init(module) < 0 ||
-                 sb_rest_init(module) < 0 || sb_wall_init(module) < 0 ||
+                 sb_rest_init(module) < 0 || sb_rest_threads_init(module) < 0 ||
+                 sb_wall_init(module) < 0 ||
                  sb_births_init(module) < 0 || sb_search_init(module) < 0 ||
                  sb_greet_init(module) < 0;
     return failed ? -1 : 0;

@@ -27,8 +27,9 @@ void sb_task_read(PyObject *task, sb_task *found);
 /* The task an item stands for: itself, or what a weak reference leads to. New
  * reference, or NULL for one that is gone. */
 PyObject *sb_task_of(PyObject *item);
-/* Add walk_threads, walk_tasks and their like to the module. 0, or -1. */
+/* Add walk_tasks and its like, and walk_threads, to the module. 0, or -1. */
 int sb_rest_init(PyObject *module);
+int sb_rest_threads_init(PyObject *module);
 void sb_rest_after_fork(void);
 
 #endif
