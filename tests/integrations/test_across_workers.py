@@ -12,11 +12,12 @@ import pytest
 from fronts import DJANGO_WSGI, GTHREAD, bearer
 from servers import FASTAPI, FLASK, HYPERCORN, UVICORN, serving
 
+#: A connection is asked again some seconds later, on a busy machine.
 SERVERS = {
-    "uvicorn": (UVICORN + "--workers 2", FASTAPI),
-    "hypercorn": (HYPERCORN + "-w 2", FASTAPI),
-    "gunicorn": (GTHREAD + " -w 2", FLASK),
-    "django": (GTHREAD + " -w 2", DJANGO_WSGI),
+    "uvicorn": (UVICORN + "--workers 2 --timeout-keep-alive 30", FASTAPI),
+    "hypercorn": (HYPERCORN + "-w 2 --keep-alive 30", FASTAPI),
+    "gunicorn": (GTHREAD + " -w 2 --keep-alive 30", FLASK),
+    "django": (GTHREAD + " -w 2 --keep-alive 30", DJANGO_WSGI),
 }
 #: More connections than it takes for both workers to accept some.
 CONNECTIONS_CAP = 200
