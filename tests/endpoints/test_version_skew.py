@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 import pytest
+from counting import nothing_leaks
 from workers import Worker, worker
 
 from stroboscope.formats.pprof import encode
@@ -61,8 +62,12 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Worker, Pee
         members = Members(Folder(str(base), "shop"))
         entered = members.enter()
         listening = socket.socket(fileno=entered.detach())
+        peer = Peer(listening)
+        peer.says([])
+        one.ask("/stacks")  # what the first answer makes stays
         try:
-            yield one, Peer(listening)
+            with nothing_leaks([one.pid]):
+                yield one, peer
         finally:
             members.leave()
             listening.shutdown(socket.SHUT_RDWR)

@@ -31,12 +31,12 @@ SERVERS = {
 }
 #: Each worker serves some tens of requests, then another takes its place.
 RECYCLING = {
-    "sync": (GUNICORN + "-k sync -w 3 --max-requests 25", FLASK),
     "gthread": (GUNICORN + "-k gthread --threads 4 -w 3 --max-requests 25", FLASK),
     "gunicorn-uvicorn": (_GUNICORN_UVICORN + " -w 3 --max-requests 25", FASTAPI),
     "uvicorn": (UVICORN + "--workers 3 --limit-max-requests 25", FASTAPI),
 }
-SECONDS = 1.2
+#: Of the capture; and who asks the application meanwhile.
+SECONDS, CLIENTS = 1.2, 2
 
 
 class Site:
@@ -65,11 +65,6 @@ class Site:
                 return [one["pid"] for one in answer.json()["workers"]]
             time.sleep(0.02)
         raise AssertionError(answer.text)
-
-    def windows(self, pid: int) -> set[int]:
-        """Those that take a capture now."""
-        listed = self.by_socket(pid, "/workers").json()["workers"]
-        return {one["pid"] for one in listed if one.get("windows")}
 
     def work(self) -> None:
         """A request of the application; whose worker was killed has none."""
@@ -106,15 +101,15 @@ def test_h42_a_capture_outlives_its_workers(site: Site) -> None:
         done = threading.Event()
         stack.callback(done.set)
         stack.callback(os.kill, stopped, signal.SIGCONT)
-        for _ in range(2):
+        for _ in range(CLIENTS):
             pool.submit(lambda: [site.work() for _ in iter(done.is_set, True)])
         path = f"/pprof/profile?seconds={SECONDS}"
         # What the first one makes stays.
         whole = site.by_socket(asked, "/pprof/profile?seconds=0.1")
-        with nothing_leaks([asked, stopped, killed], site.folder):
+        with nothing_leaks([asked, stopped, killed], site.folder, CLIENTS):
             began_s = time.monotonic()
             future = pool.submit(site.by_socket, asked, path)
-            wait_until(lambda: site.windows(asked) >= {asked, stopped, killed}, 5)
+            time.sleep(SECONDS / 2)
             os.kill(stopped, signal.SIGSTOP)
             if killed in lost:
                 os.kill(killed, signal.SIGKILL)
@@ -144,30 +139,33 @@ def test_h42_a_capture_outlives_its_workers(site: Site) -> None:
 @pytest.mark.parametrize("site", RECYCLING.values(), ids=RECYCLING, indirect=True)
 def test_h42_a_capture_outlives_a_worker_that_is_replaced(site: Site) -> None:
     """By `--max-requests` in the middle: who is gone is named, all others are in it."""
-    before = site.meet()
+    site.meet()
     path = f"/debug/pprof/profile?seconds={SECONDS}"
-    with ThreadPoolExecutor(4) as pool, ExitStack() as stack:
+    with ThreadPoolExecutor(3) as pool, ExitStack() as stack:
         done = threading.Event()
         stack.callback(done.set)
-        began_s = time.monotonic()
-        # By the port: a server waits for whoever answers there before it replaces it.
-        future = pool.submit(httpx.get, site.base + path, headers=bearer(), timeout=30)
-        time.sleep(0.2)
         for _ in range(3):
             pool.submit(lambda: [site.work() for _ in iter(done.is_set, True)])
-        answer = future.result()
-        took_s = time.monotonic() - began_s
-        done.set()
-    share, missing, seen = said(answer)
+        for _ in range(5):  # until one is replaced in the middle of a capture
+            began_s = time.monotonic()
+            # By the port: a server waits for whoever answers there.
+            try:
+                answer = httpx.get(site.base + path, headers=bearer(), timeout=30)
+            except httpx.HTTPError:  # of a worker that had just gone
+                continue
+            took_s = time.monotonic() - began_s
+            share, missing, seen = said(answer)
+            came, _, asked = share.partition("/")
+            assert took_s < SECONDS + CAPTURE_GRACE_S + 1
+            assert int(asked) - int(came) == len(missing)
+            assert missing.keys().isdisjoint(map(int, seen - {""}))
+            if missing:
+                break
     wait_until(lambda: not any(map(is_running, missing)), 10)
     names = os.listdir(site.folder)
 
-    came, _, asked = share.partition("/")
-    assert took_s < SECONDS + CAPTURE_GRACE_S + 1
-    assert int(asked) - int(came) == len(missing)
-    assert missing.keys() & set(before)
-    assert missing.keys().isdisjoint(map(int, seen - {""}))
     left = [f"{pid}.{kind}" for pid in missing for kind in ("sock", "alive", "samples")]
+    assert missing
     assert set(left).isdisjoint(names)
 
 
