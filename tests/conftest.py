@@ -16,7 +16,9 @@ from stroboscope._core import engine, recording
 from stroboscope._core.contention import contention
 from stroboscope._http.listener import Listener
 from stroboscope.endpoints import desk
+from stroboscope.labels.sets import TABLE
 from stroboscope.profiles import heap
+from stroboscope.settings import LABEL_SETS_CAP
 from stroboscope.stalls import WATCH
 from stroboscope.tracing import recorder
 
@@ -75,6 +77,7 @@ def nothing_left_behind() -> Iterator[None]:
     contention.set_mutex_fraction(0)
     contention.set_block_rate(0)
     contention.forget()
+    TABLE.configure(LABEL_SETS_CAP, "")
 
 
 @pytest.fixture(scope="session")

@@ -107,12 +107,18 @@ class LabelStats:
     sets: tuple[LabelSet, ...]
 
 
+#: The share of the sets that may be alive which the table itself keeps.
+RECENT_SHARE = 8
+
+
 class LabelTable:
     """Interns label sets; safe from any thread."""
 
     def __init__(self, cap: int = LABEL_SETS_CAP) -> None:
         self.cap = cap
         self._sets: WeakValueDictionary[Items, LabelSet] = WeakValueDictionary()
+        #: Sets kept though nobody may have them, by what their maker calls them.
+        self._recent: dict[object, LabelSet] = {}
         self._numbers = itertools.count()
         self._lock = threading.Lock()
         self._made = self._overflowed = self._truncated = self._failed = 0
@@ -125,7 +131,7 @@ class LabelTable:
         `prefix` goes before the key of `overflow`, as before all request labels.
         """
         with self._lock:
-            self.cap = cap
+            self.cap, self._recent = cap, {}
             items = ((prefix + "endpoint", "(overflow)"),)
             self.overflow = self._sets.get(items) or self._make(items)
 
@@ -160,6 +166,21 @@ class LabelTable:
         for part in chain:
             items = extend(items, part)
         return self._intern(items)
+
+    def remember(self, name: object, labels: LabelSet) -> None:
+        """Keep a set that is likely to be wanted again; `recall(name)` has it for a time.
+
+        At most one in `RECENT_SHARE` of the sets that may be alive is kept so.
+        """
+        with self._lock:
+            if len(self._recent) >= self.cap // RECENT_SHARE:
+                self._recent.clear()
+            if self.cap >= RECENT_SHARE:
+                self._recent[name] = labels
+
+    def recall(self, name: object) -> LabelSet | None:
+        """What was remembered under this name, if it is still kept."""
+        return self._recent.get(name)
 
     def stats(self) -> LabelStats:
         """Count what is there now."""

@@ -29,8 +29,6 @@ METHODS = frozenset(
 )
 _log = logging.getLogger("stroboscope")
 R = TypeVar("R")
-#: A labeller keeps this part of the sets that may be alive, though nobody has them.
-_RECENT_SHARE = 8
 
 
 class Labeller:
@@ -51,7 +49,7 @@ class Labeller:
         public_url = settings.public_url.rstrip("/")
         #: Before an id: where a request's timeline is.
         self.tasks_url = f"{public_url}{settings.prefix}/tasks/"
-        self._constant = dict(TABLE.intern(dict(settings.labels)).items)
+        self._constant = TABLE.intern(dict(settings.labels)).items
         prefix = settings.label_prefix
         TABLE.configure(settings.label_sets, prefix)
         names = ("endpoint", "method", "tenant", "status", "latency")
@@ -59,7 +57,6 @@ class Labeller:
         # Atomic, which `+= 1` is not; and a request nobody ends leaks no memory.
         self.begin, self.end = itertools.count().__next__, itertools.count().__next__
         self._logged: set[str] = set()
-        self._recent: dict[tuple[tuple[str, str], ...], LabelSet] = {}
         self.has_span_ids = False
         self.failures = 0
 
@@ -97,17 +94,14 @@ class Labeller:
         request costs. What was cut, left out or overflown is worked out each time,
         for it is counted, and there may be room the next time.
         """
-        key = tuple(found.items())
-        known = self._recent.get(key)
+        name = self._constant, tuple(found.items())
+        known = TABLE.recall(name)
         if known is not None:
             return known
-        all_labels = {**self._constant, **found}
+        all_labels = {**dict(self._constant), **found}
         made = TABLE.intern_leniently(all_labels)
         if made.items == tuple(sorted(all_labels.items())):
-            if len(self._recent) >= TABLE.cap // _RECENT_SHARE:
-                self._recent.clear()
-            if TABLE.cap >= _RECENT_SHARE:
-                self._recent[key] = made
+            TABLE.remember(name, made)
         return made
 
     def endpoint(self, request: Observed) -> str | None:

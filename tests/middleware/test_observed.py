@@ -49,6 +49,17 @@ def test_sets_nobody_holds_take_little_of_the_cap(labeller: Labeller) -> None:
     assert stats.alive <= LABEL_SETS_CAP // 8 + 10
 
 
+def test_many_labellers_keep_no_more_than_one() -> None:
+    """An application made anew for each of its tests fills no table."""
+    for number in range(20):
+        one = Labeller(Settings(labels={"build": str(number)}), template)
+        for path in range(40):
+            one.labels(ended(one, f"/{path}"))
+
+    gc.collect()
+    assert TABLE.stats().alive <= LABEL_SETS_CAP // 8 + 30
+
+
 def test_an_overflow_is_not_remembered(labeller: Labeller) -> None:
     """Once there is room again, the request has its own labels."""
     TABLE.configure(TABLE.stats().alive - 2, "")  # the two permanent ones are free
