@@ -1,13 +1,12 @@
 """Profiles are what pprof, Parca, Pyroscope and Alloy accept, and read back equal."""
 
 import gzip
-import os
-import subprocess
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pprofing import run_pprof
 
 from stroboscope.errors import ProfileError, ProfileFormatError
 from stroboscope.formats._wire import fields, numbers
@@ -165,18 +164,6 @@ def test_merge_adds_and_subtract_takes_away() -> None:
     assert subtract(one, one).samples == []
     with pytest.raises(ProfileError):
         merge([])
-
-
-def run_pprof(go_pprof: list[str], *args: str, home: Path) -> str:
-    done = subprocess.run(
-        [*go_pprof, *args],
-        capture_output=True,
-        text=True,
-        timeout=110,
-        check=True,
-        env={**os.environ, "PPROF_TMPDIR": str(home)},
-    )
-    return done.stdout + done.stderr
 
 
 @pytest.mark.slow

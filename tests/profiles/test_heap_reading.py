@@ -32,6 +32,7 @@ def big_heap() -> Iterator[list[Any]]:
     heap.set_rate(524_288)  # what was followed stays so
     yield kept
     heap.set_rate(0)
+    _native.after_fork()  # and nobody after us has to read it
 
 
 def longest_piece_ms(work: Any, monkeypatch: pytest.MonkeyPatch) -> float:

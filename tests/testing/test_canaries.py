@@ -45,7 +45,7 @@ def test_h29_h31_no_secret_comes_out(
     name: str, stroboscope_leaks: Callable[..., list[Leak]]
 ) -> None:
     """Of argv, environment, locals, names, errors, headers, paths and queries."""
-    assert stroboscope_leaks(APPS[name](), token=token("admin")) == []
+    assert stroboscope_leaks(APPS[name](), token=token("admin", ttl_s=600)) == []
 
 
 @pytest.mark.parametrize("carrier", ["asgi", "wsgi"])
@@ -86,7 +86,7 @@ def test_h31_no_tenant_comes_out(
         else wsgi.Stroboscope(busy_wsgi, chosen)
     )
 
-    assert stroboscope_leaks(app, token=token("admin")) == []
+    assert stroboscope_leaks(app, token=token("admin", ttl_s=600)) == []
     assert any(one.startswith("canary") for one in seen), "none was sampled"
 
 
@@ -104,7 +104,7 @@ def test_h31_a_tenant_shown_by_name_is_found() -> None:
         busy, Settings(keys=(KEY,), service="shop", tenant=tenant_of)
     )
     with planted() as secret:
-        found = leaks(app, secret, token=token("admin"))
+        found = leaks(app, secret, token=token("admin", ttl_s=600))
 
     assert {leak.place for leak in found} == {"tenant"}
     assert any("/pprof/profile" in leak.address for leak in found)
@@ -115,7 +115,7 @@ def test_it_finds_what_leaks(monkeypatch: pytest.MonkeyPatch) -> None:
     with planted() as secret:
         text = secret["local"]
         monkeypatch.setattr(stacks, "plain", lambda name, kind: text)
-        found = leaks(APPS["asgi"](), secret, token=token("admin"))
+        found = leaks(APPS["asgi"](), secret, token=token("admin", ttl_s=600))
 
     assert {leak.place for leak in found} == {"local"}
     assert any("/debug/stacks" in leak.address for leak in found)
