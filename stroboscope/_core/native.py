@@ -57,12 +57,13 @@ class NativeDriver:
         if not _native.check():
             raise EngineUnavailable("this interpreter's frames cannot be read")
         try:
-            number = _native.start(period_ns)
+            is_undrained = _native.start(period_ns)
         except (RuntimeError, OSError) as error:
             raise EngineUnavailable(str(error)) from error
         self._period_ns = period_ns
         try:
-            threads.start(lambda: _native.drain(number))
+            if is_undrained:
+                threads.start(_native.drain)
             self._hook_thread_start()
         except BaseException:
             _native.stop()

@@ -9,31 +9,10 @@
 #include "sampler.h"
 #include "window.h"
 
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static pthread_cond_t wake;
-/* Whose turn it is: a drainer whose number has passed ends. Written with the GIL and the
- * lock, read with either. */
-static unsigned long turn;
-static int ready; /* GIL: `wake` is made */
+static int wanted, alive; /* GIL */
+static unsigned forks;    /* GIL: a thread of the parent's is none of the child's */
 static atomic_int robbed;
 static _Atomic uint64_t cpu_ns;
-
-/* Wait one period, or until the turn has passed. */
-static void
-rest(unsigned long mine)
-{
-    struct timespec until;
-    clock_gettime(CLOCK_MONOTONIC, &until);
-    until.tv_nsec += SB_DRAIN_PERIOD_NS;
-    if (until.tv_nsec >= 1000000000) {
-        until.tv_nsec -= 1000000000;
-        until.tv_sec++;
-    }
-    pthread_mutex_lock(&lock);
-    while (turn == mine && pthread_cond_timedwait(&wake, &lock, &until) == 0) {
-    }
-    pthread_mutex_unlock(&lock);
-}
 
 uint64_t
 sb_thread_cpu_ns(void)
@@ -44,15 +23,24 @@ sb_thread_cpu_ns(void)
 }
 
 void
-sb_drain(unsigned long mine)
+sb_drain(void)
 {
+    const struct timespec period = {0, SB_DRAIN_PERIOD_NS};
+    if (alive) {
+        return;
+    }
+    alive = 1;
+    unsigned mine = forks;
     sb_sampler_exclude_current();
     uint64_t before = atomic_load(&cpu_ns);
-    while (turn == mine) {
+    while (wanted) {
         Py_BEGIN_ALLOW_THREADS
-        rest(mine);
+        nanosleep(&period, NULL);
         Py_END_ALLOW_THREADS
-        if (turn != mine) {
+        if (forks != mine) {
+            return; /* only tests call it a fork and live on */
+        }
+        if (!wanted) {
             break;
         }
         sb_windows_drain();
@@ -61,6 +49,7 @@ sb_drain(unsigned long mine)
         }
         atomic_store(&cpu_ns, before + sb_thread_cpu_ns());
     }
+    alive = 0;
 }
 
 int
@@ -78,52 +67,25 @@ sb_thread_create(pthread_t *made, void *(*body)(void *), void *argument)
     return 0;
 }
 
-static void
-next_turn(void)
-{
-    pthread_mutex_lock(&lock);
-    turn++;
-    pthread_cond_signal(&wake);
-    pthread_mutex_unlock(&lock);
-}
-
-static void
-make_ready(void)
-{
-    if (ready) {
-        return;
-    }
-    pthread_condattr_t monotonic;
-    pthread_condattr_init(&monotonic);
-    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
-    pthread_cond_init(&wake, &monotonic);
-    pthread_condattr_destroy(&monotonic);
-    ready = 1;
-}
-
-unsigned long
+int
 sb_drainer_begin(void)
 {
-    make_ready();
+    wanted = 1;
     atomic_store(&robbed, 0);
-    next_turn();
-    return turn;
+    return !alive;
 }
 
 void
 sb_drainer_end(void)
 {
-    if (ready) {
-        next_turn();
-    }
+    wanted = 0;
 }
 
 void
 sb_drainer_after_fork(void)
 {
-    turn++;
-    ready = 0;
-    pthread_mutex_init(&lock, NULL);
+    wanted = alive = 0;
+    forks++;
 }
 
 uint64_t

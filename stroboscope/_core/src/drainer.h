@@ -11,11 +11,13 @@
 
 #define SB_DRAIN_PERIOD_NS 100000000
 
-/* The number of the drainer that begins now; the one before ends. GIL. */
-unsigned long sb_drainer_begin(void);
-/* Drain on this thread until another begins or `sb_drainer_end`. It gives up the GIL
- * between two drains; after `sb_drainer_end` none follows. GIL. */
-void sb_drain(unsigned long number);
+/* From now on it is wanted: whether a thread has to be started for `sb_drain`. GIL. */
+int sb_drainer_begin(void);
+/* Drain on this thread for as long as it is wanted; at once over where another does. It
+ * gives up the GIL between two drains. GIL. */
+void sb_drain(void);
+/* Not wanted any more: nothing is drained from here on, and the thread ends within a
+ * period unless it is wanted again by then. GIL. */
 void sb_drainer_end(void);
 void sb_drainer_after_fork(void);
 /* A thread without a Python state, the application's signals left to the application's

@@ -46,17 +46,13 @@ start(PyObject *Py_UNUSED(module), PyObject *argument)
         return NULL;
     }
     sb_publishing(1);
-    return PyLong_FromUnsignedLong(sb_drainer_begin());
+    return PyBool_FromLong(sb_drainer_begin());
 }
 
 static PyObject *
-drain(PyObject *Py_UNUSED(module), PyObject *argument)
+drain(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
 {
-    unsigned long number = PyLong_AsUnsignedLong(argument);
-    if (PyErr_Occurred()) {
-        return NULL;
-    }
-    sb_drain(number);
+    sb_drain();
     Py_RETURN_NONE;
 }
 
@@ -320,8 +316,8 @@ wrap_bootstrap(PyObject *Py_UNUSED(module), PyObject *original)
 }
 
 static PyMethodDef methods[] = {
-    {"start", start, METH_O, "Start sampling every thread at a period in ns."},
-    {"drain", drain, METH_O, "Drain until the start that gave this number is over."},
+    {"start", start, METH_O, "Start at a period in ns; whether a thread has to `drain`."},
+    {"drain", drain, METH_NOARGS, "Drain on this thread until `stop`."},
     {"set_period", set_period, METH_O, "Sample at another period in ns."},
     {"contexts", contexts, METH_NOARGS, "The label cell of each thread, by ident."},
     {"stop", stop, METH_NOARGS, "Stop sampling; windows stay readable."},
