@@ -383,3 +383,29 @@ def test_a_thread_armed_on_the_wrong_clock_is_armed_anew() -> None:
 
     total = by_function_and_label(capture)
     assert total["a", ""] > 0.5e9
+
+
+@pytest.mark.native
+def test_only_frames_of_the_program_are_seen() -> None:
+    """From 3.13 an __init__ called often runs above a frame of the interpreter's own,
+    which no traceback shows. The engine, which looks whether it reads frames right,
+    works there, too."""
+
+    class Made:
+        def __init__(self, depth: int) -> None:
+            self.below = Made(depth - 1) if depth else None
+            if not depth:
+                assert _native.check()
+                end = time.thread_time() + 0.02
+                while time.thread_time() < end:
+                    sum(range(50))
+
+    window = engine.open_window(250)
+    for _ in range(20):
+        Made(3)
+    capture = window.close()
+
+    names = Counter(name for _, name, *_ in capture.frames)
+    files = {file for file, *_ in capture.frames}
+    assert any(name.endswith("Made.__init__") for name in names)
+    assert "__init__" not in names | Counter(files)

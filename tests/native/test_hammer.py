@@ -4,10 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 
-
-@pytest.mark.slow
 def test_nothing_crashes_and_no_label_is_wrong() -> None:
     """Threads, code, forks, generators, tasks and a storm of signals at once."""
     done = subprocess.run(

@@ -21,8 +21,8 @@ births_note(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
     int is_caller = 1;
     sb_frame *frame = sb_current_frame(PyThreadState_Get());
     for (; frame != NULL && depth < SB_BIRTHS_DEPTH; frame = sb_frame_previous(frame)) {
-        PyObject *code = sb_frame_executable(frame);
-        if (code == NULL || !PyCode_Check(code)) {
+        PyCodeObject *code = sb_frame_code(frame);
+        if (code == NULL) {
             continue;
         }
         if (is_caller) {
@@ -32,9 +32,9 @@ births_note(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
         uint64_t address = (uint64_t)(uintptr_t)code;
         key[depth * WORDS] = (uint32_t)address;
         key[depth * WORDS + 1] = (uint32_t)(address >> 32);
-        key[depth * WORDS + 2] = (uint32_t)sb_code_offset((PyCodeObject *)code,
-                                                          sb_frame_instruction(frame));
-        codes[depth++] = code;
+        key[depth * WORDS + 2] =
+            (uint32_t)sb_code_offset(code, sb_frame_instruction(frame));
+        codes[depth++] = (PyObject *)code;
     }
     int fresh = 0;
     int64_t id = sb_table_find(&births, key, depth * WORDS);

@@ -114,6 +114,27 @@ sb_code_is_live(PyObject *object)
 #endif
 }
 
+/* The code that a frame runs; NULL where it is gone, or none of the program's: the
+ * interpreter's own entry frames and, from 3.13, the clean-up after an __init__ that was
+ * called without a C frame. Its first traceable instruction lies behind its end, so
+ * tracebacks leave it out, too. Source: _Py_InitCleanup in Python/specialize.c.
+ */
+SB_READS_STALE static inline PyCodeObject *
+sb_frame_code(sb_frame *frame)
+{
+    PyObject *object = sb_frame_executable(frame);
+    if (object == NULL || Py_TYPE(object) != &PyCode_Type || !sb_code_is_live(object)) {
+        return NULL;
+    }
+    PyCodeObject *code = (PyCodeObject *)object;
+#if PY_VERSION_HEX >= 0x030d0000
+    if (code->_co_firsttraceable >= Py_SIZE(code)) {
+        return NULL;
+    }
+#endif
+    return code;
+}
+
 /* Byte offset of the instruction in its code, or -1 where it cannot be one. */
 SB_READS_STALE static inline int32_t
 sb_code_offset(PyCodeObject *code, void *instruction)

@@ -141,16 +141,16 @@ sb_site_of_current(void)
     sb_site_code = NULL;
     sb_frame *frame = sb_current_frame(PyThreadState_Get());
     for (; frame != NULL; frame = sb_frame_previous(frame)) {
-        PyObject *object = sb_frame_executable(frame);
-        if (object == NULL || !PyCode_Check(object) || !sb_code_is_live(object)) {
+        PyCodeObject *code = sb_frame_code(frame);
+        if (code == NULL) {
             continue;
         }
-        long site = site_of_code((PyCodeObject *)object);
+        long site = site_of_code(code);
         if (site == SB_SITE_PLUMBING) {
             return SB_SITE_PLUMBING;
         }
         if (site == SB_SITE_LOCK) {
-            sb_site_code = (PyCodeObject *)object;
+            sb_site_code = code;
             break;
         }
         is_signal |= is_leaf && site == DOOR_OF_SIGNALS;

@@ -26,13 +26,12 @@ places_of(PyThreadState *tstate, place *places)
     int depth = 0;
     sb_frame *frame = sb_current_frame(tstate);
     for (; frame != NULL && depth < LOOK_DEPTH; frame = sb_frame_previous(frame)) {
-        PyObject *code = sb_frame_executable(frame);
-        if (code == NULL || !PyCode_Check(code) || !sb_code_is_live(code)) {
+        PyCodeObject *code = sb_frame_code(frame);
+        if (code == NULL) {
             continue;
         }
         places[depth].code = (PyCodeObject *)Py_NewRef(code);
-        places[depth].offset =
-            sb_code_offset((PyCodeObject *)code, sb_frame_instruction(frame));
+        places[depth].offset = sb_code_offset(code, sb_frame_instruction(frame));
         depth++;
     }
     return depth;

@@ -97,16 +97,14 @@ walk(PyThreadState *tstate, record *self, uint64_t at, uint32_t room, int *trunc
         if (++hops > HOPS_MAX) {
             return -1;
         }
-        PyObject *object = sb_frame_executable(frame);
-        if (object == NULL || Py_TYPE(object) != &PyCode_Type ||
-            !sb_code_is_live(object)) {
+        PyCodeObject *code = sb_frame_code(frame);
+        if (code == NULL) {
             continue;
         }
         if (depth == room) {
             *truncated = 1;
             break;
         }
-        PyCodeObject *code = (PyCodeObject *)object;
         uint64_t slot = at + HEADER_WORDS + (uint64_t)depth * FRAME_WORDS;
         self->ring[slot & RING_MASK] = (uint64_t)(uintptr_t)code;
         self->ring[(slot + 1) & RING_MASK] =
@@ -756,12 +754,12 @@ sb_sampler_check(void)
     sb_frame *frame = sb_current_frame(PyThreadState_Get());
     PyFrameObject *expected = (PyFrameObject *)Py_XNewRef(PyEval_GetFrame());
     for (; frame != NULL && equal; frame = sb_frame_previous(frame)) {
-        PyObject *code = sb_frame_executable(frame);
-        if (code == NULL || Py_TYPE(code) != &PyCode_Type) {
+        PyCodeObject *code = sb_frame_code(frame);
+        if (code == NULL) {
             continue;
         }
         PyCodeObject *want = expected ? PyFrame_GetCode(expected) : NULL;
-        equal = (PyObject *)want == code && sb_code_is_live(code);
+        equal = want == code;
         Py_XDECREF(want);
         PyFrameObject *back = expected ? PyFrame_GetBack(expected) : NULL;
         Py_XSETREF(expected, back);

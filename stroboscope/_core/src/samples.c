@@ -122,16 +122,15 @@ make(PyThreadState *tstate, uint32_t flags)
     int hops = 0;
     sb_frame *frame = sb_current_frame(tstate);
     for (; frame != NULL && hops < HOPS_MAX; frame = sb_frame_previous(frame), hops++) {
-        PyObject *object = sb_frame_executable(frame);
-        if (object == NULL || Py_TYPE(object) != &PyCode_Type ||
-            !sb_code_is_live(object)) {
+        PyCodeObject *code = sb_frame_code(frame);
+        if (code == NULL) {
             continue;
         }
         if (made.length + FRAME_MAX_BYTES > sizeof made.text) {
             flags |= SB_SAMPLE_CUT;
             break;
         }
-        made.length += put_frame(made.text + made.length, (PyCodeObject *)object, frame);
+        made.length += put_frame(made.text + made.length, code, frame);
         made.depth++;
     }
     made.flags = flags;

@@ -158,12 +158,12 @@ sb_place_of_frame(sb_frame *frame)
     if (places[slot].instruction == instruction && instruction != NULL) {
         return places[slot].place;
     }
-    PyObject *object = sb_frame_executable(frame);
-    if (object == NULL || !PyCode_Check(object) || !sb_code_is_live(object)) {
+    PyCodeObject *code = sb_frame_code(frame);
+    if (code == NULL) {
         return -2;
     }
-    int32_t offset = sb_code_offset((PyCodeObject *)object, sb_frame_instruction(frame));
-    int64_t id = frame_id(&stores[SB_OF_LEDGERS], (PyCodeObject *)object, offset);
+    int32_t offset = sb_code_offset(code, sb_frame_instruction(frame));
+    int64_t id = frame_id(&stores[SB_OF_LEDGERS], code, offset);
     if (id >= 0 && offset >= 0) {
         places[slot].instruction = instruction;
         places[slot].place = (uint32_t)id;
