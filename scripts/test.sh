@@ -16,7 +16,7 @@ find_python() { # find_python 3.12: its path, or nothing
 }
 
 run_tests() { # run_tests ENVIRONMENT NAME [pytest arguments ...]
-  local name=$2 command=(".venvs/$1/bin/python" -m pytest -q -o cache_dir=".cache/pytest/$2")
+  local name=$2 command=(".venvs/$1/bin/python" -m pytest -q --durations=15 -o cache_dir=".cache/pytest/$2")
   shift 2
   echo "== $name"
   # Many tests measure time, which another load on the machine takes from them: those
