@@ -57,3 +57,24 @@ def test_a_thread_of_a_server_is_sampled(how: str, greeted: str) -> None:
 
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{greeted == 'greeted'}\n", done.stderr
+
+
+#: A SIGPROF waits that nobody would handle, as every thread blocks it.
+_WAITING = """
+import os, signal
+from stroboscope._core import engine
+signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+os.kill(os.getpid(), signal.SIGPROF)
+engine.greet_thread(os.getpid())
+print("alive")
+"""
+
+
+@pytest.mark.native
+def test_a_signal_that_waits_is_not_let_in() -> None:
+    """It would end the process: rather no sample than that."""
+    done = subprocess.run(
+        [sys.executable, "-c", _WAITING], capture_output=True, text=True, timeout=20
+    )
+
+    assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr

@@ -9,6 +9,21 @@
  * no hook that could forget it. */
 static _Thread_local long greeted_in;
 
+/* Unless one waits that nobody would handle: it would end the process. */
+static void
+let_sigprof_in(void)
+{
+    sigset_t ours, waiting;
+    struct sigaction now;
+    sigemptyset(&ours);
+    sigaddset(&ours, SIGPROF);
+    if (sigpending(&waiting) < 0 || sigaction(SIGPROF, NULL, &now) < 0 ||
+        (sigismember(&waiting, SIGPROF) && now.sa_handler == SIG_DFL)) {
+        return;
+    }
+    pthread_sigmask(SIG_UNBLOCK, &ours, NULL);
+}
+
 /* greet_thread(process): have the calling thread, of that process, be sampled as others
  * are. uWSGI forks without PyOS_AfterFork_Child, so its main thread has the number of the
  * master's, and starts threads with every signal blocked. Does nothing the second time.
@@ -22,10 +37,7 @@ greet_thread(PyObject *Py_UNUSED(module), PyObject *number)
     }
     if (greeted_in != process) {
         greeted_in = process;
-        sigset_t ours;
-        sigemptyset(&ours);
-        sigaddset(&ours, SIGPROF);
-        pthread_sigmask(SIG_UNBLOCK, &ours, NULL);
+        let_sigprof_in();
         /* As CPython's own hook does after a fork. */
         PyThreadState_Get()->native_thread_id = (unsigned long)syscall(SYS_gettid);
     }
