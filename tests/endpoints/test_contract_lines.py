@@ -140,7 +140,7 @@ def test_goroutines_as_go_panics_with_them(ask: Ask) -> None:
     assert sum(int(count) for count, _ in rows) == total > 0
     assert re.search(r"^# labels: {", counted, re.MULTILINE)
     assert re.search(
-        r"^#\t0x[0-9a-f]+\t\S+\+0x[0-9a-f]+\t\S+:\d+$", counted, re.MULTILINE
+        r"^#\t0x[0-9a-f]+\t\S+\+0x[0-9a-f]+\t[^\t\n]+:\d+$", counted, re.MULTILINE
     )
 
 

@@ -130,7 +130,9 @@ def test_h42_a_capture_outlives_its_workers(site: Site) -> None:
     assert seen  # whoever had requests meanwhile
     assert seen <= {str(pid) for pid in {asked, stopped, killed} - lost}
     assert took_s < SECONDS + CAPTURE_GRACE_S + 1
-    assert f"worker {stopped} is stopped" in stacks.text
+    # How soon that is seen depends on who else runs; it is named in either case.
+    why = rf"worker {stopped} (is stopped|did not answer in time)"
+    assert re.search(why, stacks.text)
     assert (f"=== worker {killed} " not in stacks.text) == (killed in lost)
     assert stacks_took_s < 0.8 + 1
 

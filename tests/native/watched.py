@@ -4,11 +4,14 @@ As `python -m test`, with rates at their finest, and an error at the end if the 
 itself was lost meanwhile.
 """
 
+import signal
 import sys
 import warnings
 from array import array
 
 warnings.simplefilter("ignore")
+# Whoever runs in the background ignores it, and some of the tests wait for it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from stroboscope._core.contention import contention  # noqa: E402
 
 contention.set_mutex_fraction(1)
