@@ -19,7 +19,7 @@ from stroboscope.stalls.records import Book, Stall
 from stroboscope.stalls.telling import Teller
 
 #: How often threads are asked, in shares of the threshold and at most.
-_SHARE, _EVERY_CAP_S = 0.1, 0.5
+_SHARE, _EVERY_CAP_S = 0.1, 2.0
 #: Requests that were recorded and may come again: a stream between two of its steps.
 _DONE_CAP = 256
 

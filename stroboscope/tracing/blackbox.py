@@ -28,8 +28,9 @@ from stroboscope.formats.blocks import last_events
 from stroboscope.formats.names import plain
 from stroboscope.formats.timeline import Timeline
 
-#: How often the stacks of threads are noted, and how much of each: its leaf.
-STACKS_EVERY_S = 0.5
+#: How often the stacks of threads are noted while something is recorded, and while
+#: nothing is; how much of each: its leaf.
+STACKS_EVERY_S, STACKS_REST_S = 0.5, 2.0
 STACK_FRAMES = 16
 #: Threads whose stacks are kept; see `_core/src/box.h`.
 STACKS_CAP = 32
@@ -74,7 +75,7 @@ class Box:
             raise
 
     def watch(self) -> None:
-        """Note the stacks of all threads twice a second, while something records."""
+        """Note the stacks of all threads now and then, while something records."""
         if not self._watches:
             self._watches = True
             engine.start_thread(self._note_stacks)
@@ -92,8 +93,14 @@ class Box:
         os.close(self._file)
 
     def _note_stacks(self) -> None:
-        bank = 0
+        bank, events, pause_s = 0, -1, STACKS_EVERY_S
         while self._watches and recording.trace_wanted():
+            # What stands still between two events is soon known; to look is what a
+            # worker at rest pays most for.
+            before, events = events, recording.trace_info().get("events", 0)
+            pause_s = min(2 * pause_s, STACKS_REST_S)
+            if events != before:
+                pause_s = STACKS_EVERY_S
             own = engine.own_threads()
             frames = sys._current_frames()
             idents = [ident for ident in frames if ident not in own]
@@ -103,7 +110,7 @@ class Box:
                 recording.trace_stack(bank * STACKS_CAP + row, text)
             bank = 1 - bank
             del frames
-            engine.sleep(STACKS_EVERY_S)
+            engine.sleep(pause_s)
         self._watches = False
 
 
