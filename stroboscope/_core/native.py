@@ -245,7 +245,10 @@ class NativeDriver:
 
         def run() -> None:
             _native.exclude_current_thread()
-            target()
+            try:
+                target()
+            finally:  # there is room for so many at a time
+                _native.include_current_thread()
 
         threads.start(run)
 

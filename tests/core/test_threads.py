@@ -2,8 +2,12 @@
 
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
+
+from stroboscope._core import engine
 
 #: While tracemalloc is switched on and off without a pause.
 STARTING = """
@@ -39,3 +43,35 @@ def test_they_start_while_tracemalloc_ends() -> None:
     )
 
     assert (done.returncode, done.stdout.strip()) == (0, "True"), done.stderr[-2000:]
+
+
+@pytest.mark.native
+def test_they_are_never_seen_however_many_there_have_been() -> None:
+    """One that stays, after hundreds that ended and beside others that come and go."""
+    done, stays = threading.Event(), threading.Event()
+
+    def burns_for_us() -> None:
+        stays.set()
+        while not done.is_set():
+            sum(range(100))
+
+    ended = threading.Semaphore(0)
+    for _ in range(300):
+        engine.start_thread(ended.release)
+    for _ in range(300):
+        assert ended.acquire(timeout=5)
+    engine.start_thread(burns_for_us)
+    assert stays.wait(5)
+    engine.start_thread(ended.release)
+    assert ended.acquire(timeout=5)
+    window = engine.open_window(250)
+    end = time.thread_time() + 0.1
+    while time.thread_time() < end:
+        sum(range(100))
+    names = {name for _, name, *_ in window.close().frames}
+    rest = engine.walk([], lambda task: None, lambda: None)
+    done.set()
+
+    assert any("however_many" in name for name in names)
+    assert not any("burns_for_us" in name for name in names)
+    assert "burns_for_us" not in repr(rest)

@@ -37,8 +37,9 @@ sb_drain(void)
         Py_BEGIN_ALLOW_THREADS
         nanosleep(&period, NULL);
         Py_END_ALLOW_THREADS
-        if (forks != mine) {
-            return; /* only tests call it a fork and live on */
+        if (forks != mine) { /* only tests call it a fork and live on */
+            sb_sampler_include_current();
+            return;
         }
         if (!wanted) {
             break;
@@ -50,6 +51,7 @@ sb_drain(void)
         atomic_store(&cpu_ns, before + sb_thread_cpu_ns());
     }
     alive = 0;
+    sb_sampler_include_current();
 }
 
 int

@@ -128,6 +128,13 @@ exclude_current_thread(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored)
 }
 
 static PyObject *
+include_current_thread(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+    sb_sampler_include_current();
+    Py_RETURN_NONE;
+}
+
+static PyObject *
 info(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
 {
     sb_counters now = sb_sampler_counters();
@@ -326,6 +333,8 @@ static PyMethodDef methods[] = {
     {"after_fork", after_fork, METH_NOARGS, "Begin anew in a forked child."},
     {"exclude_current_thread", exclude_current_thread, METH_NOARGS,
      "Never sample the calling thread."},
+    {"include_current_thread", include_current_thread, METH_NOARGS,
+     "No longer keep the calling thread out, which ends."},
     {"info", info, METH_NOARGS, "Counters and states."},
     {"window_open", window_open, METH_VARARGS, "Open a window from a moment on."},
     {"window_stop", window_stop, METH_O, "Stop a window; its extent."},

@@ -60,7 +60,7 @@ static struct {
     atomic_fetch_add_explicit(&counters.field, 1, memory_order_relaxed)
 
 /* Threads of ours, never sampled. Bounded by the diagnostics pool. */
-enum { EXCLUDED_MAX = 64 };
+enum { EXCLUDED_MAX = 256 };
 static uint64_t excluded[EXCLUDED_MAX];
 static unsigned excluded_count;
 
@@ -466,10 +466,20 @@ sb_sampler_exclude_current(void)
     if (self != NULL) {
         disarm(self);
     }
-    if (!is_excluded(tstate->id)) {
-        /* Ids are never used again, so the oldest may be forgotten. */
-        excluded[excluded_count % EXCLUDED_MAX] = tstate->id;
-        excluded_count += excluded_count < EXCLUDED_MAX;
+    if (!is_excluded(tstate->id) && excluded_count < EXCLUDED_MAX) {
+        excluded[excluded_count++] = tstate->id;
+    }
+}
+
+void
+sb_sampler_include_current(void)
+{
+    uint64_t id = PyThreadState_Get()->id;
+    for (unsigned i = 0; i < excluded_count; i++) {
+        if (excluded[i] == id) {
+            excluded[i] = excluded[--excluded_count];
+            return;
+        }
     }
 }
 

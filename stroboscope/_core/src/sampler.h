@@ -54,8 +54,10 @@ int sb_sampler_active(void);
 /* Arm threads that came, disarm those that went, look after both signals. 0, or -1
  * when SIGPROF was taken from us: the timers are then already gone. */
 int sb_sampler_tend(void);
-/* Never sample the calling thread. */
+/* Never sample the calling thread, until `sb_sampler_include_current` before it ends:
+ * there is room for so many at a time. */
 void sb_sampler_exclude_current(void);
+void sb_sampler_include_current(void);
 /* Whether that was asked for this thread. */
 int sb_sampler_is_excluded(const PyThreadState *tstate);
 /* Arm, and disarm, the calling thread; arming returns 1 when it was not armed yet. */
