@@ -109,6 +109,43 @@ def recorded():
     return pairs
 
 
+def spelled():
+    """The same application called in one process, in spells of some 20 ms, the recorder
+    off and on in turn, CPU time: told to a thousandth where a server's rounds are not."""
+    import asyncio
+    import contextlib
+    import gc
+    import os
+
+    from bench import wall
+
+    os.environ["STROBOSCOPE_KEYS"] = KEY
+    asking = {**wall.ASKED, "path": PATH, "raw_path": PATH.encode()}
+    recorder.configure("bench", 8 << 20)
+
+    @contextlib.contextmanager
+    def flying(loop):
+        recorder.set_flight(True)
+        try:
+            yield
+        finally:
+            recorder.set_flight(False)
+
+    async def main():
+        from bench.app import fastapi
+
+        app, pairs = fastapi(), []
+        recorder.set_flight(False)
+        gc.freeze()
+        for at in range(wall.PAIRS * 4):
+            order = (wall.off, flying) if at % 2 else (flying, wall.off)
+            costs = [await wall.cost_us(app, way, asking) for way in order]
+            pairs.append(tuple(costs) if at % 2 else tuple(reversed(costs)))
+        return wall.summary(pairs)
+
+    return asyncio.run(main())
+
+
 def captured():
     """Pairs: with the flight recorder alone, and while a trace is taken."""
     pairs, sizes = [], []
@@ -149,6 +186,8 @@ def ratio(pairs):
 def main(what):
     if what == "small":
         return small()
+    if what == "spells":
+        return spelled()
     if what == "capture":
         pairs, size = captured()
         return {"ratio": ratio(pairs), "bytes": size, "pairs_us": pairs}

@@ -80,22 +80,22 @@ def wall(loop):
             _ticker.close(handle)
 
 
-async def cost_us(app, way):
+async def cost_us(app, way, asked=ASKED):
     """CPU of the process for each request of a spell."""
     with way(asyncio.get_running_loop()):
         for _ in range(5):
-            await app({**ASKED, "state": {}}, receive, send)
+            await app({**asked, "state": {}}, receive, send)
         began = time.process_time()
         for _ in range(SPELL):
-            await app({**ASKED, "state": {}}, receive, send)
+            await app({**asked, "state": {}}, receive, send)
             await asyncio.sleep(0)
         return (time.process_time() - began) / SPELL * 1e6
 
 
 def summary(pairs):
     ratios = sorted(on / without for without, on in pairs)
-    reach = round(0.98 * math.sqrt(PAIRS))  # ranks of 95 % about the median
-    middle = PAIRS // 2
+    reach = round(0.98 * math.sqrt(len(pairs)))  # ranks of 95 % about the median
+    middle = len(pairs) // 2
     return {
         "ratio": round(statistics.median(ratios), 4),
         "95 %": [round(ratios[middle + k], 4) for k in (-reach, reach)],
