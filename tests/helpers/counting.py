@@ -48,16 +48,25 @@ def resident_bytes(process: int) -> int:
 
 @contextmanager
 def nothing_leaks(
-    processes: Iterable[int], folder: Path | None = None, clients: int = 0
+    processes: Iterable[int],
+    folder: Path | None = None,
+    clients: int = 0,
+    connections: int = 0,
 ) -> Iterator[None]:
     """Those that live after the block hold no more than before it, soon.
 
     Of those that died in it, nothing is in the run directory. For each of the clients
-    that ask the application meanwhile its server may keep a thread.
+    that ask the application meanwhile its server may keep a thread; so many connections
+    more may be open, each a file.
     """
     before = {process: held(process) for process in processes}
     before = {
-        process: replace(had, threads=had.threads + clients)
+        process: replace(
+            had,
+            threads=had.threads + clients,
+            sockets=had.sockets + connections,
+            files=had.files + connections,
+        )
         for process, had in before.items()
     }
     yield

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import httpx
 import pytest
+from counting import nothing_leaks
 from redis_servers import RedisServer
 from servers import FASTAPI, FLASK, GUNICORN, UVICORN, serving, token
 from workers import wait_until
@@ -16,6 +17,11 @@ SERVERS = {
     "uvicorn": (UVICORN, FASTAPI),
     "uvicorn, workers": (UVICORN + "--workers 2", FASTAPI),
 }
+
+
+#: Threads a server may keep for those who ask it. To Redis any worker of a host may have
+#: the one connection.
+CLIENTS = 4
 
 
 def asking(base: str) -> Callable[..., httpx.Response]:
@@ -48,8 +54,9 @@ def said(answer: httpx.Response) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", SERVERS)
 def test_a_fleet_of_real_servers_agrees(server: RedisServer, kind: str) -> None:
-    """One PUT, one trace, and a Redis that goes and comes, whatever serves; nothing of
-    the application waits for it."""
+    """One PUT, one trace, and a Redis that stands, dies and comes back empty,
+    whatever serves; nothing of the application waits for it, and no file, socket or
+    thread is left of it."""
     command, app = SERVERS[kind]
     environ = {"STROBOSCOPE_REDIS_URL": server.url}
     with (
@@ -60,14 +67,28 @@ def test_a_fleet_of_real_servers_agrees(server: RedisServer, kind: str) -> None:
         put = a("/settings", "PUT", json={"cpu_hz": 50, "ttl": "60s"})
         wait_until(lambda: rates(b) == {50}, 4.0)
         trace = b("/trace?seconds=0.2")
-        server.pause()
-        began = time.monotonic()
-        alone = a("/trace?seconds=0.2")
-        plain = [httpx.get(f"{one}/hello", timeout=5).elapsed for _ in range(5)]
-        took = time.monotonic() - began
-        server.go_on()
-        wait_until(lambda: said(b("/trace?seconds=0.1")).startswith("held"), 6.0)
-        wait_until(lambda: said(a("/trace?seconds=0.1")).startswith("held"), 6.0)
+        wait_until(lambda: a("/trace?seconds=0.1").status_code == 200, 4.0)
+        everybody = [
+            worker["pid"]
+            for ask in (a, b)
+            for worker in ask("/workers").json()["workers"]
+        ]
+        with nothing_leaks(everybody, clients=CLIENTS, connections=1):
+            server.pause()
+            began = time.monotonic()
+            alone = a("/trace?seconds=0.2")
+            plain = [httpx.get(f"{one}/hello", timeout=5).elapsed for _ in range(5)]
+            took = time.monotonic() - began
+            server.go_on()
+            wait_until(lambda: said(b("/trace?seconds=0.1")).startswith("held"), 6.0)
+            server.kill(loses_data=True)
+            wait_until(lambda: said(b("/trace?seconds=0.1")) == "unreachable", 6.0)
+            server.start()
+            for ask in (a, b):
+                wait_until(
+                    lambda ask=ask: said(ask("/trace?seconds=0.1")).startswith("held"),
+                    10.0,
+                )
 
     assert put.json()["holds_for"] == "all hosts of this service"
     assert trace.headers["X-Stroboscope-Fleet"].startswith("held; fence=")

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from servers import FASTAPI, FLASK, KEY, ROOT, serving, token
+from counting import nothing_leaks
+from servers import FASTAPI, FLASK, GUNICORN, KEY, ROOT, UVICORN, serving, token
 
 from stroboscope.formats.pprof_reader import decode
 
@@ -132,3 +133,30 @@ print(len(os.listdir("/proc/self/task")))
     )
 
     assert done.stdout.split() == ["0", "0", "0", "1"], done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "app"),
+    [
+        (UVICORN, FASTAPI),
+        (GUNICORN + "-k gthread", FLASK),
+        (GUNICORN + "-k gevent", FLASK),
+    ],
+    ids=["uvicorn", "gthread", "gevent"],
+)
+def test_thirty_questions_leave_no_file_open(command: str, app: str) -> None:
+    """Nor a socket or a thread, whatever our threads touched."""
+    headers = {"Authorization": f"Bearer {token('admin')}"}
+    with (
+        serving(command, app) as (base, _),
+        httpx.Client(base_url=base, headers=headers, timeout=20) as client,
+    ):
+        for path in ("/debug/stacks", "/debug/trace?seconds=0.1"):
+            assert client.get(path).status_code == 200
+        (worker,) = client.get("/debug/workers").json()["workers"]
+        time.sleep(0.5)
+        with nothing_leaks([worker["pid"]], clients=1):
+            for _ in range(10):
+                for path in ("/debug/stacks", "/debug/trace?seconds=0.1", "/debug/gc"):
+                    assert client.get(path).status_code in (200, 429)
+                time.sleep(0.1)
