@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import signal
 import sys
@@ -27,28 +26,8 @@ def start(target: Callable[[], object]) -> None:
     comes to the interpreter from C makes its own, without the GIL, and where tracemalloc
     ends at that moment the process crashes (CPython 3.11 to 3.13).
     """
-
-    def run() -> None:
-        try:
-            target()
-        finally:
-            _leave_no_hub()
-
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
-        real("start_new_thread")(run, ())
+        real("start_new_thread")(target, ())
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _leave_no_hub() -> None:
-    """Free what gevent made for this thread, which ends.
-
-    A thread that waits for a lock of greenlets gets a hub, with two open files, and
-    keeps them beyond its end: a request to us each, until the process had no more.
-    """
-    local = sys.modules.get("gevent._hub_local")
-    with contextlib.suppress(Exception):  # of another version: as it was without us
-        hub = local.get_hub_if_exists() if local is not None else None
-        if hub is not None:
-            hub.destroy(destroy_loop=True)
