@@ -115,7 +115,7 @@ def fastapi():
 
     app.router.add_event_handler("startup", suspend)
 
-    @app.get("/work/{item}")
+    @app.get("/item/{item}")
     async def endpoint(item: int):
         return work()
 
@@ -159,7 +159,7 @@ def flask():
 
     app = Flask(__name__)
 
-    @app.get("/work/<int:item>")
+    @app.get("/item/<int:item>")
     def endpoint(item):
         return work()
 

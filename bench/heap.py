@@ -134,25 +134,11 @@ def requests():
     import asyncio
 
     from bench.app import fastapi
-    from bench.requests import KEY
+    from bench.requests import ASKED, KEY
     from stroboscope.profiles import heap
 
     os.environ["STROBOSCOPE_KEYS"] = KEY
     app = fastapi()
-    asked = {
-        "type": "http",
-        "asgi": {"version": "3.0"},
-        "http_version": "1.1",
-        "method": "GET",
-        "scheme": "http",
-        "path": "/work/1",
-        "raw_path": b"/work/1",
-        "query_string": b"",
-        "root_path": "",
-        "headers": [(b"host", b"localhost")],
-        "client": ("127.0.0.1", 5000),
-        "server": ("127.0.0.1", 80),
-    }
 
     async def receive():
         return {"type": "http.request", "body": b"", "more_body": False}
@@ -162,10 +148,10 @@ def requests():
 
     async def spell(rate):
         heap.set_rate(rate)
-        await app({**asked, "state": {}}, receive, send)
+        await app({**ASKED, "state": {}}, receive, send)
         began = time.thread_time()
         for _ in range(SPELL):
-            await app({**asked, "state": {}}, receive, send)
+            await app({**ASKED, "state": {}}, receive, send)
         return (time.thread_time() - began) / SPELL * 1e6
 
     async def both(rate, at):

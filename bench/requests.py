@@ -27,6 +27,21 @@ REQUESTS = 1500
 CLIENTS = 2
 ROOT = Path(__file__).parents[1]
 KEY = generate_key()
+#: A request to such an application called without a server, as ASGI has it.
+ASKED = {
+    "type": "http",
+    "asgi": {"version": "3.0"},
+    "http_version": "1.1",
+    "method": "GET",
+    "scheme": "http",
+    "path": "/item/1",
+    "raw_path": b"/item/1",
+    "query_string": b"",
+    "root_path": "",
+    "headers": [(b"host", b"localhost")],
+    "client": ("127.0.0.1", 5000),
+    "server": ("127.0.0.1", 80),
+}
 SERVERS = {
     "uvicorn": ["uvicorn", "--factory", "bench.app:fastapi", "--log-level", "warning"],
     "gthread": ["gunicorn", "bench.app:flask()", "-k", "gthread", "--threads", "4"],
@@ -59,7 +74,7 @@ def serving(server, peer="", receiver="", suspended=0):
     try:
         for _ in range(200):
             try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/work/1").read()
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/item/1").read()
                 break
             except OSError:
                 time.sleep(0.1)
@@ -79,7 +94,7 @@ def cpu_ns(pid):
     return total
 
 
-def requests(port, path="/work/1"):
+def requests(port, path="/item/1"):
     """Send the round's requests over a few kept connections."""
 
     def client():

@@ -12,7 +12,7 @@ import threading
 import timeit
 import urllib.request
 
-from bench.requests import KEY, REQUESTS, cpu_ns, requests, serving
+from bench.requests import ASKED, KEY, REQUESTS, cpu_ns, requests, serving
 from stroboscope import region
 from stroboscope._core import LABELS, LabelCell
 from stroboscope.auth.tokens import Tokens
@@ -120,7 +120,7 @@ def spelled():
     from bench import wall
 
     os.environ["STROBOSCOPE_KEYS"] = KEY
-    asking = {**wall.ASKED, "path": PATH, "raw_path": PATH.encode()}
+    asking = {**ASKED, "path": PATH, "raw_path": PATH.encode()}
     recorder.configure("bench", 8 << 20)
 
     @contextlib.contextmanager

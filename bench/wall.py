@@ -17,24 +17,10 @@ import statistics
 import sys
 import time
 
-from bench.requests import KEY
+from bench.requests import ASKED, KEY
 
 TASKS, DEPTH, HZ = 1000, 10, 100
 SPELL, PAIRS = 100, 60
-ASKED = {
-    "type": "http",
-    "asgi": {"version": "3.0"},
-    "http_version": "1.1",
-    "method": "GET",
-    "scheme": "http",
-    "path": "/work/1",
-    "raw_path": b"/work/1",
-    "query_string": b"",
-    "root_path": "",
-    "headers": [(b"host", b"localhost")],
-    "client": ("127.0.0.1", 5000),
-    "server": ("127.0.0.1", 80),
-}
 
 
 async def deep(left, event):

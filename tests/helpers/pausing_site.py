@@ -62,7 +62,7 @@ async def _suspended(depth: int) -> None:
     await asyncio.get_running_loop().create_future()
 
 
-@app.get("/work/{item}")
+@app.get("/item/{item}")
 async def work(item: int) -> dict[str, int]:
     for number in range(10):
         with strobe.region(f"part {number}"):

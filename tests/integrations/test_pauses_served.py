@@ -36,7 +36,7 @@ def steady(base: str, each_s: float = 0.004) -> Iterator[None]:
     def load() -> None:
         with httpx.Client(base_url=base, timeout=20) as client:
             while not done.wait(each_s):
-                client.get("/work/1")
+                client.get("/item/1")
 
     loading = threading.Thread(target=load)
     loading.start()
