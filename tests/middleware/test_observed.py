@@ -51,8 +51,11 @@ def test_sets_nobody_holds_take_little_of_the_cap(labeller: Labeller) -> None:
 
 def test_many_labellers_keep_no_more_than_one() -> None:
     """An application made anew for each of its tests fills no table."""
-    for number in range(20):
-        one = Labeller(Settings(labels={"build": str(number)}), template)
+    several = [
+        Labeller(Settings(labels={"build": str(number)}), template)
+        for number in range(20)
+    ]
+    for one in several:
         for path in range(40):
             one.labels(ended(one, f"/{path}"))
 
