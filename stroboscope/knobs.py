@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import logging
 import math
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from stroboscope._clock import SYSTEM, Clock
+from stroboscope._threads import Lock
 from stroboscope.errors import KnobConflict, KnobError
 
 TTL_DEFAULT_S = 15 * 60.0
@@ -59,7 +59,7 @@ class Knobs:
         self._clock = clock
         self._overrides: dict[str, Override] = {}
         self._listeners: list[tuple[str, Callable[[Any], object]]] = []
-        self._lock = threading.RLock()
+        self._lock = Lock()
         self.version = 1
 
     def __iter__(self) -> Iterator[Knob]:
@@ -153,7 +153,7 @@ class Knobs:
 
     def after_fork(self) -> None:
         """A lock another thread of the parent held would stay held here."""
-        self._lock = threading.RLock()
+        self._lock = Lock()
 
     def expire(self) -> float | None:
         """Return what has run out to its baseline; seconds until the next, or None."""

@@ -10,16 +10,16 @@ from __future__ import annotations
 import gc
 import itertools
 import sys
-import threading
 import time
 from collections.abc import Callable
 from contextvars import ContextVar
 from types import FrameType
 from typing import Any
 
-from stroboscope._core import _pure_rest, threads
+from stroboscope._core import _pure_rest
 from stroboscope._core.at_rest import AtRest, TaskRow
 from stroboscope._core.capture import Capture, Frame, Row
+from stroboscope._threads import alive, ident, real, start_thread
 
 _DEPTH_MAX = 512
 NOTE = (
@@ -129,8 +129,8 @@ class PortableDriver:
 
     def __init__(self) -> None:
         self._period_ns = 0
-        self._thread: threading.Thread | None = None
-        self._stop = threading.Event()
+        #: While it runs: let go of to end it, and let go of when it has ended.
+        self._sampler: tuple[Any, Any] | None = None
         self._handles = itertools.count()
         self._open: dict[int, _Counts] = {}
         self._cpu_ns: dict[int, int] = {}
@@ -140,18 +140,30 @@ class PortableDriver:
     def start(self, period_ns: int) -> None:
         """Begin to look, every `period_ns`."""
         self._period_ns = period_ns
-        self._stop.clear()
-        self._thread = threading.Thread(
-            target=self._run, name="stroboscope-sampler", daemon=True
-        )
-        self._thread.start()
+        pause, end = real("allocate_lock")(), real("allocate_lock")()
+        pause.acquire()
+        end.acquire()
+        before_ns = self._own_cpu_ns
+
+        def run() -> None:
+            try:
+                while not pause.acquire(timeout=self._period_ns / 1e9):
+                    self._look()
+                    self._own_cpu_ns = before_ns + time.thread_time_ns()
+            finally:
+                self._cpu_ns.clear()
+                end.release()
+
+        self.start_thread(run)
+        self._sampler = pause, end
 
     def stop(self) -> None:
         """End and join the sampler thread."""
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        if self._sampler is not None:
+            pause, end = self._sampler
+            pause.release()
+            end.acquire()
+            self._sampler = None
 
     def set_period(self, period_ns: int) -> None:
         """Look at another period from now on."""
@@ -219,12 +231,12 @@ class PortableDriver:
 
     def after_fork(self) -> None:
         """Forget the parent's windows and thread."""
-        self._thread = None
+        self._sampler = None
         self._open.clear()
 
     def exclude_current_thread(self) -> None:
         """Never sample the calling thread."""
-        self._excluded.add(threading.get_ident())
+        self._excluded.add(ident())
 
     def start_thread(self, target: Callable[[], object]) -> None:
         """Run `target` on a thread that is never sampled."""
@@ -234,37 +246,31 @@ class PortableDriver:
             try:
                 target()
             finally:  # the next thread may be given the same ident
-                self._excluded.discard(threading.get_ident())
+                self._excluded.discard(ident())
 
-        threads.start(run)
+        start_thread(run)
 
     def greet_thread(self, process: int) -> None:
         """Nothing: it samples whoever is there."""
 
     def sleep(self, seconds: float) -> None:
-        """Sleep without the GIL."""
-        time.sleep(seconds)
+        """Sleep without the GIL, also where gevent has patched `time.sleep`."""
+        real("sleep", "time")(seconds)
 
     def info(self) -> dict[str, Any]:
         """Whether it runs."""
-        return {"active": int(self._thread is not None)}
+        return {"active": int(self._sampler is not None)}
 
-    def _run(self) -> None:
-        self.exclude_current_thread()
-        before_ns = self._own_cpu_ns
-        while not self._stop.wait(self._period_ns / 1e9):
-            frames = sys._current_frames()
-            native = {t.ident: t.native_id for t in threading.enumerate()}
-            spent = self._spent_ns({i: native.get(i) for i in frames})
-            now_ns = time.monotonic_ns()
-            begun = [one for one in list(self._open.values()) if one.start_ns <= now_ns]
-            for ident, ns in spent.items():
-                stack = _stack(frames[ident])
-                for counts in begun:
-                    counts.stacks[stack] = counts.stacks.get(stack, 0) + ns
-            del frames
-            self._own_cpu_ns = before_ns + time.thread_time_ns()
-        self._cpu_ns.clear()
+    def _look(self) -> None:
+        frames = sys._current_frames()
+        native = {t.ident: t.native_id for t in alive()}
+        spent = self._spent_ns({i: native.get(i) for i in frames})
+        now_ns = time.monotonic_ns()
+        begun = [one for one in list(self._open.values()) if one.start_ns <= now_ns]
+        for thread, ns in spent.items():
+            stack = _stack(frames[thread])
+            for counts in begun:
+                counts.stacks[stack] = counts.stacks.get(stack, 0) + ns
 
     def _spent_ns(self, native_ids: dict[int, int | None]) -> dict[int, int]:
         """CPU time since the last look, of threads that had any and are sampled."""

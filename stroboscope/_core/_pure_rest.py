@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import sys
-import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextvars import Context, ContextVar
@@ -24,6 +23,7 @@ from stroboscope._core.at_rest import (
     ThreadRow,
 )
 from stroboscope._core.capture import TRUNCATED, Frame
+from stroboscope._threads import ident
 
 _DEPTH_MAX = 512
 _LINKS_MAX = 4096
@@ -63,10 +63,10 @@ def walk(
     found = AtRest()
     numbers = _Numbers(found)
     frames = sys._current_frames()
-    for ident in frames.keys() - excluded - {threading.get_ident()}:
-        places, is_cut = _thread(frames[ident])
+    for one in frames.keys() - excluded - {ident()}:
+        places, is_cut = _thread(frames[one])
         stack = numbers.of(places, is_cut=is_cut)
-        found.threads.append(ThreadRow(ident, stack, None, "", -1))
+        found.threads.append(ThreadRow(one, stack, None, "", -1))
     del frames
     for item in tasks:
         task = item() if isinstance(item, weakref.ref) else item

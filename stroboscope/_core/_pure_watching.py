@@ -10,12 +10,12 @@ import contextlib
 import errno
 import socket
 import sys
-import threading
 import time
 from weakref import WeakSet
 
 from stroboscope._core._pure import LabelCell
 from stroboscope._core.capture import Frame
+from stroboscope._threads import ident, real
 
 _DEPTH = 256
 _threshold_ns = 0
@@ -47,7 +47,7 @@ class Heart:
             self.late_beats += 1
         self._asked_ns, self._rests, self.is_noticed = 0, False, False
         self.beats += 1
-        self.ident = threading.get_ident()
+        self.ident = ident()
 
     def fileno(self) -> int:
         """What the loop has to read from."""
@@ -100,7 +100,9 @@ def watch_wait(seconds: float, /) -> bool:
             return True
         for heart in hearts:
             heart.ask()
-        time.sleep(min(_threshold_ns / 2e9, max(0.0, end - time.monotonic())))
+        real("sleep", "time")(
+            min(_threshold_ns / 2e9, max(0.0, end - time.monotonic()))
+        )
     return False
 
 

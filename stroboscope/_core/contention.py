@@ -15,12 +15,12 @@ import fnmatch
 import os
 import re
 import sys
-import threading
 from concurrent.futures import thread as executors
 from typing import Any
 
-from stroboscope._core import engine, threads
+from stroboscope._core import engine
 from stroboscope._core.replacing import REPLACED, Wrap
+from stroboscope._threads import Lock, real
 
 _native: Any
 try:
@@ -137,7 +137,7 @@ class Contention:
         self._mutex_fraction = self._block_rate_ns = 0
         self._is_traced = False
         self._watched: tuple[bool, bool, bool] | None = None
-        self._lock = threading.Lock()
+        self._lock = Lock()
 
     @property
     def mutex_fraction(self) -> int:
@@ -200,7 +200,7 @@ class Contention:
 
     def _after_fork(self) -> None:
         # The child counts from zero, at the rates of its parent, and takes no trace.
-        self._lock = threading.Lock()
+        self._lock = Lock()
         if self._is_traced:
             self.set_traced(False)
 
@@ -250,9 +250,9 @@ def _put(owner: type, name: str, by: str, wrap: Wrap) -> None:
 
 def _real_types() -> tuple[type, type, type]:
     """The interpreter's own types, also where gevent has put its own in their place."""
-    lock = threads.real("allocate_lock")
-    rlock = threads.real("RLock")
-    return type(lock()), type(rlock()), threads.real("SimpleQueue", "_queue")
+    lock = real("allocate_lock")
+    rlock = real("RLock")
+    return type(lock()), type(rlock()), real("SimpleQueue", "_queue")
 
 
 contention = Contention()

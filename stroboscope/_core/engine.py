@@ -15,9 +15,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from stroboscope._core import threads
 from stroboscope._core.at_rest import AtRest, TaskRow
 from stroboscope._core.capture import Capture
+from stroboscope._threads import Lock, ident
 from stroboscope.errors import EngineUnavailable, WindowsExhausted
 
 _NS = 1_000_000_000
@@ -79,7 +79,7 @@ class Window:
         self._engine = engine
         self._handle = handle
         self._cancelled = False
-        self._lock = threads.real("allocate_lock")()
+        self._lock = Lock()
         self._capture: Capture | None = None
 
     def wait(self, seconds: float, each: Callable[[], object] = _nothing) -> bool:
@@ -116,7 +116,7 @@ class Engine:
     def __init__(self, driver: Driver, reason: str) -> None:
         self._driver = driver
         self._reason = reason
-        self._lock = threads.real("allocate_lock")()
+        self._lock = Lock()
         self._windows: set[Window] = set()
         self._registered = False
         self._hz = 0
@@ -256,12 +256,12 @@ class Engine:
         """
 
         def run() -> None:
-            ident = threads.real("get_ident")()
-            self._own_threads.add(ident)
+            own = ident()
+            self._own_threads.add(own)
             try:
                 target()
             finally:
-                self._own_threads.discard(ident)
+                self._own_threads.discard(own)
 
         self._driver.start_thread(run)
 
@@ -281,7 +281,7 @@ class Engine:
             atexit.register(self._at_exit)
 
     def _after_fork(self) -> None:
-        self._lock = threads.real("allocate_lock")()
+        self._lock = Lock()
         self._windows = set()
         self._own_threads = set()
         self._driver.after_fork()

@@ -11,10 +11,11 @@ from array import array
 from collections.abc import Callable
 from typing import Any
 
-from stroboscope._core import _native, threads
+from stroboscope._core import _native
 from stroboscope._core.at_rest import AtRest, TaskRow, ThreadRow
 from stroboscope._core.capture import Capture, Moment, Row
 from stroboscope._core.places import BREATH_S, SLICE, places_of, slices
+from stroboscope._threads import start_thread
 from stroboscope.errors import EngineUnavailable
 
 #: Threads, whose state the kernel is asked for, and tasks in one step.
@@ -63,7 +64,7 @@ class NativeDriver:
         self._period_ns = period_ns
         try:
             if is_undrained:
-                threads.start(_native.drain)
+                start_thread(_native.drain)
             self._hook_thread_start()
         except BaseException:
             _native.stop()
@@ -250,7 +251,7 @@ class NativeDriver:
             finally:  # there is room for so many at a time
                 _native.include_current_thread()
 
-        threads.start(run)
+        start_thread(run)
 
     def sleep(self, seconds: float) -> None:
         """Sleep without the GIL, also where gevent has patched `time.sleep`."""

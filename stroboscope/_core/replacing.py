@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from stroboscope._core import threads
+from stroboscope._threads import Lock
 
 #: Makes of what stands there what shall: it calls that, and does more only while asked.
 Wrap = Callable[[Any], Any]
@@ -28,7 +28,7 @@ class Replacements:
     """Of one process. Safe from any thread; a forked child goes on with its parent's."""
 
     def __init__(self) -> None:
-        self._lock, self._process = threads.real("allocate_lock")(), os.getpid()
+        self._lock, self._process = Lock(), os.getpid()
         self._wanted: dict[tuple[type, str], dict[str, Wrap]] = {}
         self._layers: dict[tuple[type, str], list[_Layer]] = {}
 
@@ -93,7 +93,7 @@ class Replacements:
 
     def _own_lock(self) -> Any:
         if self._process != os.getpid():  # it may be held by a thread of the parent
-            self._lock, self._process = threads.real("allocate_lock")(), os.getpid()
+            self._lock, self._process = Lock(), os.getpid()
         return self._lock
 
 

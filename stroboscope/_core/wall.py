@@ -11,9 +11,10 @@ import time
 from asyncio import AbstractEventLoop
 from collections.abc import Callable, Iterable
 
-from stroboscope._core import _native, threads
+from stroboscope._core import _native
 from stroboscope._core.at_rest import task_sets
 from stroboscope._core.engine import Engine
+from stroboscope._threads import Lock
 
 #: Ticks a second at most, however fast the sampler is.
 HZ_MAX = 200
@@ -33,7 +34,7 @@ class Ticker:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._lock = threads.real("allocate_lock")()
+        self._lock = Lock()
         self._open: set[int] = set()
         self._runs = False
         self._registered = False
@@ -83,7 +84,7 @@ class Ticker:
 
     def _after_fork(self) -> None:
         # The child has none of its parent's windows, and not its thread.
-        self._lock = threads.real("allocate_lock")()
+        self._lock = Lock()
         self._open = set()
         self._runs = False
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
+
+from stroboscope._threads import Lock
 
 #: On every answer. `identity` keeps compressing middlewares off: a profile is gzip
 #: already, and secrets beside chosen text must not be compressed.
@@ -40,7 +41,7 @@ class Cancellation:
     """Set when the client goes away. Safe from any thread."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._callbacks: list[Callable[[], object]] = []
         self.cancelled = False
 

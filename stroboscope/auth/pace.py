@@ -6,10 +6,10 @@ Far above what scrapers and people need: a page of them asks a few times a secon
 from __future__ import annotations
 
 import math
-import threading
 from collections import OrderedDict
 
 from stroboscope._clock import SYSTEM, Clock
+from stroboscope._threads import Lock
 from stroboscope.errors import Throttled
 
 #: Requests that may come at once, and how many a second come back.
@@ -23,7 +23,7 @@ class Pace:
 
     def __init__(self, clock: Clock = SYSTEM) -> None:
         self._clock = clock
-        self._lock = threading.Lock()
+        self._lock = Lock()
         #: token id: (requests left, when that was so in s)
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
         self.refused = 0
@@ -48,5 +48,5 @@ class Pace:
 
     def after_fork(self) -> None:
         """The child counts for itself."""
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._buckets.clear()

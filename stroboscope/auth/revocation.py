@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable
 
+from stroboscope._threads import Lock
 from stroboscope.errors import KnobError
 
 #: Ids remembered. A full list refuses more: forgetting one would revive its token.
@@ -22,7 +22,7 @@ class Revocations:
     """Ids of tokens and share links, and the epoch. Safe from any thread."""
 
     def __init__(self, ids: Iterable[str] = (), not_before_s: float = 0.0) -> None:
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._ids = set(ids)
         self.not_before_s = not_before_s
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import ipaddress
 import math
-import threading
 from collections import OrderedDict
 
 from stroboscope._clock import SYSTEM, Clock
+from stroboscope._threads import Lock
 from stroboscope.errors import Throttled
 
 WINDOW_S = 60.0
@@ -28,7 +28,7 @@ class Throttle:
 
     def __init__(self, clock: Clock = SYSTEM) -> None:
         self._clock = clock
-        self._lock = threading.Lock()
+        self._lock = Lock()
         #: peer: (window's end in s, failures)
         self._failures: OrderedDict[str, tuple[float, int]] = OrderedDict()
         self.refused = 0
@@ -56,7 +56,7 @@ class Throttle:
 
     def after_fork(self) -> None:
         """The child counts for itself."""
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._failures.clear()
 
     def __len__(self) -> int:

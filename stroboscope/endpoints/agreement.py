@@ -15,13 +15,11 @@ the same version what stands in Redis; revocations are joined.
 from __future__ import annotations
 
 import logging
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from stroboscope._clock import SYSTEM, Clock
-from stroboscope._core import engine
+from stroboscope._threads import Lock
 from stroboscope.auth.revocation import Revocations
 from stroboscope.endpoints.fleet import Fleet
 from stroboscope.errors import FleetError, FolderError, KnobConflict
@@ -34,7 +32,6 @@ _log = logging.getLogger("stroboscope")
 #: For whom a change holds.
 FLEET = "all hosts of this service"
 HOST, PROCESS = "all workers of this host", "this worker"
-_STEP_S = 0.002
 #: So often a change is made anew that others of the fleet came before.
 _TRIES = 3
 
@@ -62,7 +59,7 @@ class Agreement:
         self._fleet = fleet
         self._clock = clock
         self._boot = _boot()
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._settings = _Shelf(folder if has_knobs else None, "settings")
         self._revoked = _Shelf(folder, "revoked")
         if fleet is not None:
@@ -92,7 +89,7 @@ class Agreement:
         def switch() -> None:
             self._knobs.change(values, ttl_s, version)
 
-        with self._alone():
+        with self._lock:
             if self._fleet is None:
                 return self._switch_on_host(switch)
             try:
@@ -130,7 +127,7 @@ class Agreement:
 
     def after_fork(self) -> None:
         """The child looks for itself."""
-        self._lock = threading.Lock()
+        self._lock = Lock()
 
     def _switch_on_host(self, switch: Callable[[], object]) -> str:
         is_done = False
@@ -224,7 +221,7 @@ class Agreement:
             found["not_before"] = self._revocations.not_before_s
             found.pop("mark", None)  # until it is known in the fleet, too
 
-        with self._alone():
+        with self._lock:
             held = HOST if self._revoked.change(change) else PROCESS
             if self._fleet is not None:
                 try:
@@ -307,16 +304,6 @@ class Agreement:
         if self._fleet is not None:
             described["mark"] = new_mark(self._knobs.version)
         return described
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        # Not by waiting at the lock, which gevent may have patched.
-        while not self._lock.acquire(blocking=False):
-            engine.sleep(_STEP_S)
-        try:
-            yield
-        finally:
-            self._lock.release()
 
     def _now_s(self) -> float:
         return self._clock.monotonic_ns() / 1e9

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import logging
 import re
-import threading
 import time
 from collections import deque
 from collections.abc import Container
@@ -23,6 +22,7 @@ from typing import Any
 from stroboscope._core import engine
 from stroboscope._http.messages import Request, Response
 from stroboscope._http.parameters import every, firsts, is_too_long
+from stroboscope._threads import Lock
 from stroboscope.endpoints import otel
 from stroboscope.formats.filters import OPTIONS
 
@@ -120,7 +120,7 @@ class Audit:
 
     def __init__(self) -> None:
         self._waiting: deque[Entry] = deque()
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._writes = False
         self.written = 0
         #: Requests whose record is complete, whether written by now or waiting.
@@ -154,7 +154,7 @@ class Audit:
 
     def after_fork(self) -> None:
         """The child has no writer, and the parent writes what waits."""
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._waiting.clear()
         self._writes = False
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import os
 import secrets
-import threading
 from collections import Counter
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field, replace
 
 from stroboscope._clock import SYSTEM, Clock
 from stroboscope._http.messages import Response
+from stroboscope._threads import Lock
 
 #: Profiles kept without being asked: how many, their bytes together, their seconds.
 LOOSE_CAP = 64
@@ -60,7 +60,7 @@ class Captures:
 
     def __init__(self, clock: Clock = SYSTEM) -> None:
         self._clock = clock
-        self._lock = threading.Lock()
+        self._lock = Lock()
         #: Oldest first, and until when on the clock that nobody sets.
         self._kept: dict[str, Capture] = {}
         self._until_s: dict[str, float] = {}
@@ -107,7 +107,7 @@ class Captures:
 
     def after_fork(self) -> None:
         """The child has none of its parent's, and none of its locks."""
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._kept, self._until_s = {}, {}
 
     def __len__(self) -> int:

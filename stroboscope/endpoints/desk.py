@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import hashlib
 import os
-import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -16,6 +15,7 @@ from weakref import WeakSet
 from stroboscope._clock import SYSTEM, Clock
 from stroboscope._core import engine, recording
 from stroboscope._http.messages import Response
+from stroboscope._threads import Lock
 from stroboscope.auth.tokens import Share
 from stroboscope.endpoints import otel
 from stroboscope.endpoints.agreement import Agreement
@@ -134,7 +134,7 @@ class Desk:
         self.labellers: list[Shown] = []
         self.symbols: OrderedDict[int, str] = OrderedDict()
         self.leaving = Leaving(self.members) if self.members is not None else None
-        self.lock = threading.Lock()
+        self.lock = Lock()
         self.doors: Doors
         self.shareable: Callable[[str], Action | None]
         self.open: Callable[[str, Call], Response]
@@ -245,7 +245,7 @@ class Desk:
 
     def _after_fork(self) -> None:
         # Overrides stay in force in the child; its first request watches them again.
-        self.lock = threading.Lock()
+        self.lock = Lock()
         self.audit.after_fork()
         self.knobs.after_fork()
         self.agreement.after_fork()

@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from stroboscope._clock import SYSTEM, Clock
-from stroboscope._core import engine, threads
+from stroboscope._core import engine
+from stroboscope._threads import Lock
 from stroboscope.endpoints import otel
 from stroboscope.errors import FolderError, RecordingFormatError
 from stroboscope.formats.prometheus import Family, one
@@ -98,7 +99,7 @@ class Evidence:
         self._folder = folder
         self._settings = settings
         self._clock = clock
-        self._lock = threads.real("allocate_lock")()
+        self._lock = Lock()
         self._waiting: deque[tuple[str, Hit]] = deque()
         self._works = False
         #: Moments of what was taken in the last hour, and by endpoint, oldest first.
@@ -187,7 +188,7 @@ class Evidence:
 
     def after_fork(self) -> None:
         """The child keeps its own."""
-        self._lock = threads.real("allocate_lock")()
+        self._lock = Lock()
         self._waiting.clear()
         self._works = False
         self._taken_s.clear()

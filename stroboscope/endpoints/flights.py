@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Hashable
 
 from stroboscope._core import engine
 from stroboscope._http.messages import Response
+from stroboscope._threads import Lock
 
 #: How much older than its asker an answer may be in its making, in seconds.
 SHARED_S = 0.5
@@ -25,7 +25,7 @@ class Flights:
     """Answers in the making. Who joins one waits for it: our threads do, no loop does."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._flights: dict[Hashable, _Flight] = {}
 
     def share(
@@ -55,7 +55,7 @@ class Flights:
 
     def after_fork(self) -> None:
         """The child makes none of its parent's."""
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._flights = {}
 
     def _act(

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import threading
-
 from stroboscope._clock import SYSTEM, Clock
+from stroboscope._threads import Lock
 
 EVERY_S = 10.0
 
@@ -14,7 +13,7 @@ class Garbage:
 
     def __init__(self, clock: Clock = SYSTEM) -> None:
         self._clock = clock
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._last_s = float("-inf")
 
     def claim(self) -> float:
@@ -29,4 +28,4 @@ class Garbage:
 
     def after_fork(self) -> None:
         """No lock of the parent's is held in the child."""
-        self._lock = threading.Lock()
+        self._lock = Lock()

@@ -15,13 +15,13 @@ from __future__ import annotations
 import logging
 import math
 import os
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from stroboscope._clock import SYSTEM, Clock
+from stroboscope._threads import Lock
 from stroboscope.endpoints.fleet import UNREACHABLE, Fleet, Standing
 from stroboscope.errors import FolderError
 from stroboscope.fleet.store import Ours, Taken
@@ -73,7 +73,7 @@ class Leases:
     ) -> None:
         self._clock = clock
         self._fleet = fleet
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._held: Lease | None = None
         self._host = None if folder is None else HostLease(folder, GRACE_S)
         os.register_at_fork(after_in_child=self._after_fork)
@@ -159,7 +159,7 @@ class Leases:
         return self._held
 
     def _after_fork(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._held = None
         if self._host is not None:
             self._host.after_fork()

@@ -7,13 +7,13 @@ that is stands in the run directory.
 from __future__ import annotations
 
 import logging
-import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from stroboscope._clock import SYSTEM, Clock
+from stroboscope._threads import Lock
 from stroboscope.errors import FolderError
 from stroboscope.workers.documents import Document
 from stroboscope.workers.folder import Folder
@@ -35,7 +35,7 @@ class Openings:
         self._clock = clock
         #: id: whose capture it is, and the link's end
         self._host = None if folder is None else Document(folder, "links")
-        self._lock = threading.Lock()
+        self._lock = Lock()
         #: id: end in seconds since 1970; opened first, first
         self._spent: OrderedDict[str, float] = OrderedDict()
         self._taking: set[str] = set()
@@ -105,7 +105,7 @@ class Openings:
 
     def after_fork(self) -> None:
         """The child takes none, and no lock of the parent's is held in it."""
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._taking = set()
 
     def _trim(self, found: dict[str, Any]) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 
 from stroboscope._clock import SYSTEM, Clock
 from stroboscope._core import engine
+from stroboscope._threads import Lock
 from stroboscope.profiles.stacks import Snapshot
 
 #: How old a snapshot may be that is given to somebody else, in seconds.
@@ -23,7 +23,7 @@ class Snapshots:
     def __init__(self, take: Callable[[], Snapshot], clock: Clock = SYSTEM) -> None:
         self._take = take
         self._clock = clock
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._shared: Snapshot | None = None
         self._began_s = 0.0
         #: Walks since the process began.
@@ -46,7 +46,7 @@ class Snapshots:
 
     def after_fork(self) -> None:
         """The child shares nothing of its parent's."""
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._shared = None
 
     def _forget_soon(self) -> None:

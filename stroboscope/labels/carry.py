@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Generic, ParamSpec, TypeVar
 
 from stroboscope._core import LABELS, LabelCell
+from stroboscope._threads import Lock
 from stroboscope.labels.scope import current, do
 
 P = ParamSpec("P")
@@ -101,7 +102,7 @@ def propagate_to_threads() -> Callable[[], None]:
 
 class _Patch:
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._users = 0
         self._start: Any = None
         self._submit: Any = None

@@ -9,11 +9,11 @@ from __future__ import annotations
 import functools
 import itertools
 import re
-import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
+from stroboscope._threads import Lock
 from stroboscope.errors import LabelError
 from stroboscope.settings import LABEL_SETS_CAP
 
@@ -120,7 +120,7 @@ class LabelTable:
         #: Sets kept though nobody may have them, by what their maker calls them.
         self._recent: dict[object, LabelSet] = {}
         self._numbers = itertools.count()
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._made = self._overflowed = self._truncated = self._failed = 0
         self.empty = self._make(())
         self.overflow = self._make((("endpoint", "(overflow)"),))

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-import threading
 from collections import OrderedDict
 
+from stroboscope._threads import Lock
 from stroboscope.settings import Settings
 
 OTHER = "other"
@@ -84,7 +84,7 @@ class TenantBuckets:
         # (count when last looked at, name) of all that are shown, lightest first
         self._by_weight: list[tuple[int, str]] = []
         self._sketch = SpaceSaving(max(1, self._top * _COUNTERS_PER_BUCKET))
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._hash_key = settings.keys[0].encode() if settings.hash_tenants else None
         self.unusable = 0
 

@@ -12,6 +12,7 @@ import threading
 import time
 from typing import Any
 
+from stroboscope._threads import Lock
 from stroboscope.formats.profile import Frame, Profile, Sample, ValueType
 
 _native: Any
@@ -22,7 +23,7 @@ except ImportError:
 
 COUNT = ValueType("threadcreate", "count")
 _BEYOND = Frame("", "[overflow]", 0, 0)
-_lock = threading.Lock()
+_lock = Lock()
 _is_on = False
 #: Ours and what it stands for, while ours is in place or below another's.
 _ours: Any = None

@@ -6,11 +6,11 @@ time of the sampler's handler, its drainer and our threads, as a share of one CP
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass
 
 from stroboscope._clock import SYSTEM, Clock
 from stroboscope._core import Engine, engine
+from stroboscope._threads import Lock
 
 #: Above the share for this long before anything happens, and between two actions.
 PATIENCE_S = 5.0
@@ -38,7 +38,7 @@ class Governor:
         self.share = share
         self._clock = clock
         self._engine = governed
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._seen_s = self._now_s()
         self._seen_ns = governed.own_cpu_ns()
         self._over_s = 0.0

@@ -17,7 +17,6 @@ import shutil
 import signal
 import sys
 import sysconfig
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stroboscope._core import engine
+from stroboscope._threads import ident
 from stroboscope.errors import EngineUnavailable
 from stroboscope.formats.names import plain
 
@@ -82,7 +82,7 @@ def snapshot() -> list[NativeStack]:
         raise EngineUnavailable(f"py-spy failed: {lines[0]:.200}")
     try:
         found = json.loads(out)
-        own = engine.own_threads() | {threading.get_ident()}
+        own = engine.own_threads() | {ident()}
         return [_stack(one) for one in found if one.get("thread_id") not in own]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise EngineUnavailable(f"py-spy said what we do not read: {error}") from error

@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import os
 import random
-import threading
 import time
 from asyncio import AbstractEventLoop
 from collections import Counter
@@ -22,6 +21,7 @@ from stroboscope._core._pure import thread_cpu_ns
 from stroboscope._core.at_rest import RUNNING
 from stroboscope._core.capture import TRUNCATED
 from stroboscope._core.engine import Engine
+from stroboscope._threads import Lock, alive
 from stroboscope.formats.profile import Columns, Frame, Labels
 from stroboscope.labels import labels_of
 
@@ -47,7 +47,7 @@ class Ticker:
     def __init__(self, engine: Engine, tasks_per_tick: int) -> None:
         self._engine = engine
         self._tasks_per_tick = tasks_per_tick
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._open: dict[int, _Window] = {}
         self._runs = False
         self._loops: Callable[[], Iterable[AbstractEventLoop]] = tuple
@@ -86,7 +86,7 @@ class Ticker:
 
     def _after_fork(self) -> None:
         # The child has none of its parent's windows, and not its thread.
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._open = {}
         self._runs = False
         self._last_ns = 0
@@ -121,7 +121,7 @@ class Ticker:
 
     def _waited_ns(self, found: AtRest, passed_ns: int) -> list[tuple[int, int]]:
         """The stack of each thread and what of the time it did not burn."""
-        native_ids = {t.ident: t.native_id for t in threading.enumerate()}
+        native_ids = {t.ident: t.native_id for t in alive()}
         before, self._cpu_ns = self._cpu_ns, {}
         waited = []
         for row in found.threads:

@@ -10,7 +10,6 @@ import asyncio
 import itertools
 import math
 import sys
-import threading
 import time
 from array import array
 from collections import Counter
@@ -20,6 +19,7 @@ from typing import Any, overload
 
 from stroboscope._core import AtRest, LabelCell, TaskRow, engine, task_sets
 from stroboscope._core.at_rest import CREATED, RUNNING
+from stroboscope._threads import alive, ident
 from stroboscope.formats.names import plain
 from stroboscope.formats.profile import Frame, Labels, Profile, Sample, ValueType
 from stroboscope.labels import labels_of
@@ -231,8 +231,8 @@ class _Reader:
         for at, number in enumerate(found.tasks):
             made.frames_of[at] = number if number >= 0 else len(found.stacks)
             self.lost += number < 0
-        own = engine.own_threads() | {threading.get_ident()}
-        names = {thread.ident: thread.name for thread in threading.enumerate()}
+        own = engine.own_threads() | {ident()}
+        names = {thread.ident: thread.name for thread in alive()}
         for row in found.threads:
             if row.ident not in own:
                 name = plain(names.get(row.ident, ""), "thread")

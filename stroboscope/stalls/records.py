@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from stroboscope._threads import Lock
 from stroboscope.formats.profile import Frame, Labels
 
 #: Stalls that are kept whole.
@@ -67,7 +67,7 @@ class Book:
     """Where stalls are written down. Safe from any thread."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._kept: deque[Stall] = deque(maxlen=KEPT)
         self._open: dict[int, Stall] = {}
         self._last = 0

@@ -7,12 +7,12 @@ the watcher must not wait for it.
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
 
 from stroboscope._core import engine
+from stroboscope._threads import Lock
 from stroboscope.stalls.records import Stall
 
 _log = logging.getLogger("stroboscope")
@@ -26,7 +26,7 @@ class Teller:
     """Runs what may block, one after the other; its thread ends when all is said."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._waiting: deque[Callable[[], object]] = deque()
         self._talks = False
         self._line_s = float("-inf")

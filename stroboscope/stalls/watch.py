@@ -11,7 +11,6 @@ import atexit
 import contextvars
 import gc
 import os
-import threading
 import time
 from collections.abc import Mapping
 from typing import Any, cast
@@ -19,6 +18,7 @@ from weakref import WeakKeyDictionary, ref
 
 from stroboscope._core import engine, watching
 from stroboscope._core.watching import Heart
+from stroboscope._threads import Lock
 from stroboscope.stalls.held import LeftBehind, nothing_left
 from stroboscope.stalls.hubs import hub_here
 from stroboscope.stalls.loops import LoopStall, Note, SpanOf, no_span
@@ -47,7 +47,7 @@ class Watch:
         self.left: LeftBehind = nothing_left
         #: Why a loop, or nothing at all, is watched; empty while all is well.
         self.failure = ""
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._loops: WeakKeyDictionary[asyncio.AbstractEventLoop, ref[Heart] | None]
         self._loops = WeakKeyDictionary()
         self._stalls: dict[Heart, LoopStall] = {}
@@ -138,7 +138,7 @@ class Watch:
         watching.watch_stop()
 
     def _after_fork(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self.teller.__init__()  # type: ignore[misc]
         self.book.after_fork()
         self._requests = SlowRequests(self.book, self.teller)

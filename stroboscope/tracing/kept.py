@@ -7,11 +7,11 @@ recordings, such as evidence on a disk, adds a function to `sources`.
 from __future__ import annotations
 
 import struct
-import threading
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 
+from stroboscope._threads import Lock
 from stroboscope.formats.timeline import Timeline
 
 CAP, BYTES_CAP = 4, 32 << 20
@@ -52,7 +52,7 @@ class Kept:
     """The recordings of one process. Safe from any thread."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = Lock()
         #: Newest last: ids of its tasks, the compressed block.
         self._kept: deque[tuple[bytes, bytes]] = deque()
         self.sources: list[Source] = [self._search]
@@ -79,7 +79,7 @@ class Kept:
 
     def clear(self) -> None:
         """Forget them all; a forked child begins with none of its parent's."""
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._kept = deque()
 
     def _search(self, wanted: Wanted) -> Iterator[Timeline]:

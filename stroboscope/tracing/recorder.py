@@ -10,12 +10,12 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from stroboscope._core import engine, recording
+from stroboscope._threads import Lock
 from stroboscope.errors import EngineUnavailable, FolderError
 from stroboscope.settings import RECORDER_BYTES
 from stroboscope.tracing import blackbox, extras
@@ -41,7 +41,7 @@ class Recorder:
     """Opens the ring when somebody wants it. Safe from any thread."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._is_open = self._is_registered = self._wants_flight = False
         self._bytes = RECORDER_BYTES
         self._service = ""
@@ -170,7 +170,7 @@ class Recorder:
             self.close()
 
     def _after_fork(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._is_open = False
         recording.trace_after_fork()
         self._running.leave()

@@ -63,7 +63,8 @@ def test_windows_share_it_and_are_limited(portable: Engine) -> None:
         window.close()
 
     assert portable.info().counters["active"] == 0
-    assert "stroboscope-sampler" not in {t.name for t in threading.enumerate()}
+    running = {frame.f_code.co_filename for frame in sys._current_frames().values()}
+    assert not any(name.endswith("_pure.py") for name in running)
 
 
 def test_threads_of_ours_are_not_sampled(portable: Engine) -> None:
@@ -80,6 +81,42 @@ def test_threads_of_ours_are_not_sampled(portable: Engine) -> None:
     capture = window.close()
 
     assert "burn" not in {frame[1] for frame in capture.frames}
+
+
+#: A window on a thread of ours, as a request to the surface opens it.
+UNDER_GEVENT = """
+from gevent import monkey
+monkey.patch_all()
+import gevent, gevent.hub
+from stroboscope._core import Engine
+from stroboscope._core._pure import PortableDriver
+
+gevent.get_hub()
+made, ended = [], []
+begin = gevent.hub.Hub.__init__
+gevent.hub.Hub.__init__ = lambda hub, *a, **k: (made.append(hub), begin(hub, *a, **k))[1]
+engine = Engine(PortableDriver(), "for this test")
+
+def looks():
+    window = engine.open_window(100)
+    assert window.wait(0.1)
+    ended.append(window.close().duration_ns > 0 and engine.own_cpu_ns() > 0)
+
+engine.start_thread(looks)
+for _ in range(500):
+    if ended:
+        break
+    gevent.sleep(0.01)
+print(ended, made)
+"""
+
+
+def test_it_runs_beside_greenlets_without_a_hub() -> None:
+    """The sampler is a thread of the system's, which waits as one."""
+    command = [sys.executable, "-W", "ignore", "-c", UNDER_GEVENT]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+    assert done.stdout == "[True] []\n", done.stderr[-2000:]
 
 
 def copied_source(folder: Path) -> Path:

@@ -73,9 +73,7 @@ def test_a_fleet_of_real_servers_agrees(server: RedisServer, kind: str) -> None:
             for ask in (a, b)
             for worker in ask("/workers").json()["workers"]
         ]
-        # Under gevent each thread of ours leaves a hub's two files: docs/why.md.
-        counted = [] if "gevent" in kind else everybody
-        with nothing_leaks(counted, clients=CLIENTS, connections=1):
+        with nothing_leaks(everybody, clients=CLIENTS, connections=1):
             server.pause()
             began = time.monotonic()
             alone = a("/trace?seconds=0.2")

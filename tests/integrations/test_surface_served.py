@@ -140,8 +140,9 @@ print(len(os.listdir("/proc/self/task")))
     [
         (UVICORN, FASTAPI),
         (GUNICORN + "-k gthread", FLASK),
+        (GUNICORN + "-k gevent", FLASK),
     ],
-    ids=["uvicorn", "gthread"],
+    ids=["uvicorn", "gthread", "gevent"],
 )
 def test_thirty_questions_leave_no_file_open(command: str, app: str) -> None:
     """Nor a socket or a thread, whatever our threads touched."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 
 from stroboscope._core import engine
 from stroboscope._core.engine import Window
+from stroboscope._threads import alive
 from stroboscope.formats.callstacks import Callstacks
 from stroboscope.formats.names import plain
 from stroboscope.tracing.extras import Collector, Fact
@@ -64,7 +64,7 @@ class CpuSamples(Collector):
 
 def _thread_names() -> dict[int, str]:
     """By the system's id, of threads that live. Takes no lock."""
-    active = list(threading._active.values())  # type: ignore[attr-defined]
+    active = alive()
     named = [(getattr(one, "native_id", None), one) for one in active]
     return {
         tid: plain(str(getattr(one, "_name", "")), f"thread {tid}")
