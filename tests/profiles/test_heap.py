@@ -20,6 +20,8 @@ from stroboscope.labels import do, label_set
 from stroboscope.profiles import heap
 
 MIB = 1 << 20
+#: From this rate on hooks leave `free` alone. Source: SB_HEAP_LEAN_RATE in heap.h.
+LEAN = 16_384
 OBJECTS, SPACE, LIVE_OBJECTS, LIVE_SPACE = range(4)
 
 
@@ -285,12 +287,14 @@ def test_a_million_live_samples_stop_nobody() -> None:
     assert any("too many at once" in comment for comment in found.comments)
 
 
-def test_tracemalloc_started_later_and_stopped_first_or_last() -> None:
+@pytest.mark.parametrize("rate", [2000, LEAN])
+def test_tracemalloc_started_later_and_stopped_first_or_last(rate: int) -> None:
     """A hook on top of ours: we count on, and stay as a pass-through when switched off."""
     run(
         HOLD
+        + f"RATE = {rate}"
         + """
-heap.set_rate(2000)
+heap.set_rate(RATE)
 tracemalloc.start()
 kept = hold(); near(1)
 heap.set_rate(0)
@@ -299,7 +303,7 @@ traced = tracemalloc.get_traced_memory()[0]
 assert traced > 2e7, traced
 del kept
 assert tracemalloc.get_traced_memory()[0] < 1e6
-heap.set_rate(2000)
+heap.set_rate(RATE)
 kept = hold(); near(1)
 tracemalloc.stop()
 near(1)
@@ -311,13 +315,17 @@ assert not _native.heap_info()["in_chain"]
     )
 
 
-def test_tracemalloc_started_first_takes_our_hooks_away_when_it_stops() -> None:
+@pytest.mark.parametrize("rate", [2000, LEAN])
+def test_tracemalloc_started_first_takes_our_hooks_away_when_it_stops(
+    rate: int,
+) -> None:
     """It puts back what it found: we notice, begin the use anew and say so."""
     run(
         HOLD
+        + f"RATE = {rate}"
         + """
 tracemalloc.start()
-heap.set_rate(2000)
+heap.set_rate(RATE)
 kept = hold(); near(1)
 assert tracemalloc.get_traced_memory()[0] > 2e7
 tracemalloc.stop()
@@ -326,12 +334,12 @@ near(0)
 assert _native.heap_info()["cut"] == 1
 assert any("took our hooks away" in c for c in heap.collect_heap().comments)
 kept = hold(); near(1)
-tracemalloc.start(); heap.set_rate(0); heap.set_rate(2000); kept = hold()
+tracemalloc.start(); heap.set_rate(0); heap.set_rate(RATE); kept = hold()
 tracemalloc.stop(); del kept
-heap.set_rate(2000)
+heap.set_rate(RATE)
 near(0)
 for _ in range(100):
-    tracemalloc.start(); heap.set_rate(0); heap.set_rate(2000); tracemalloc.stop()
+    tracemalloc.start(); heap.set_rate(0); heap.set_rate(RATE); tracemalloc.stop()
 kept = None; kept = hold(); live(); kept = None; kept = hold(); near(1)
 heap.set_rate(0)
 assert not _native.heap_info()["in_chain"]
@@ -351,6 +359,10 @@ kept = hold(); near(1)
 for _ in range(20): heap.set_rate(0); heap.set_rate(500)
 kept = None
 kept = hold(); near(1)
+heap.set_rate(0); heap.set_rate(16_384)
+kept = None
+kept = hold(); near(1)
+kept = None; near(0)
 """,
         "-X",
         "dev",

@@ -33,12 +33,12 @@ ORDERS = {
     "ours first, ours ends first": """
 with tempfile.TemporaryDirectory() as folder:
     file = Path(folder) / "m.bin"
-    set_rate(2000)
+    set_rate(RATE)
     with memray.Tracker(file, trace_python_allocators=True):
         kept = hold(); near(1)
         heap.set_rate(0)
         again = hold()
-        set_rate(2000)
+        set_rate(RATE)
         del kept, again
         kept = hold(); near(1)
     seen = by_memray(file)
@@ -47,7 +47,7 @@ del kept
 near(0)
 """,
     "ours first, memray ends first": """
-set_rate(2000)
+set_rate(RATE)
 kept = hold(); near(1)
 with tracked():
     more = hold(); near(2)
@@ -59,7 +59,7 @@ near(0)
 with tempfile.TemporaryDirectory() as folder:
     file = Path(folder) / "m.bin"
     with memray.Tracker(file, trace_python_allocators=True):
-        set_rate(2000)
+        set_rate(RATE)
         kept = hold(); near(1)
         del kept
         near(0)
@@ -71,7 +71,7 @@ with tempfile.TemporaryDirectory() as folder:
 """,
     "memray first, memray ends first": """
 with tracked():
-    set_rate(2000)
+    set_rate(RATE)
     kept = hold(); near(1)
 # It puts back what it found, and with it we are gone: we notice, and count anew.
 del kept
@@ -82,17 +82,17 @@ near(0)
 """,
     "again and again": """
 for _ in range(5):
-    set_rate(2000)
+    set_rate(RATE)
     with tracked():
-        heap.set_rate(0); set_rate(2000); heap.set_rate(0)
-    set_rate(2000)
+        heap.set_rate(0); set_rate(RATE); heap.set_rate(0)
+    set_rate(RATE)
     with tracked():
         kept = hold()
     del kept
     with tracked():
         heap.set_rate(0)
     heap.set_rate(0)
-set_rate(2000)
+set_rate(RATE)
 kept = hold(); near(1)
 del kept
 near(0)
@@ -105,8 +105,16 @@ assert not _native.heap_info()["in_chain"]
 """
 
 
-@pytest.mark.parametrize("with_raw", [False, True])
+#: Hooks on all functions, on RAW as well, and those that leave `free` alone.
+MODES = {
+    "full": "RATE, WITH_RAW = 2000, False\n",
+    "raw": "RATE, WITH_RAW = 2000, True\n",
+    "lean": "RATE, WITH_RAW = 16_384, False\n",
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("order", ORDERS)
-def test_memray_and_we_count_beside_each_other(order: str, with_raw: bool) -> None:
+def test_memray_and_we_count_beside_each_other(order: str, mode: str) -> None:
     """On and off in either order: each has the truth, and in the end nobody is hooked."""
-    run(f"WITH_RAW = {with_raw}\n" + TRACKED + ORDERS[order] + END)
+    run(MODES[mode] + TRACKED + ORDERS[order] + END)

@@ -152,7 +152,7 @@ def test_on_and_off_a_thousand_times_while_others_ask_without_the_gil() -> None:
     for thread in threads:
         thread.start()
     for number in range(1000):
-        heap.set_rate((1, 100, 10_000)[number % 3], with_raw=bool(number % 4))
+        heap.set_rate((1, 100, 20_000)[number % 3], with_raw=bool(number % 4))
         if number % 250 == 0:
             heap.collect_heap()
         if number % 3:

@@ -22,6 +22,9 @@
 #define SB_HEAP_DEPTH 128
 /* Allocators we can have hooked that others may still know. */
 #define SB_HEAP_LAYERS_MAX 64
+/* Bytes to a sample from which on blocks that are one may be rounded up to half a KiB:
+ * some 3 % of what is allocated at most. */
+#define SB_HEAP_LEAN_RATE 16384
 /* Object counts in the ledger are in this fraction of an object. */
 #define SB_HEAP_OBJECT 1024
 

@@ -12,8 +12,8 @@ static int under_count;
 static _Atomic(PyMemAllocatorEx *) under; /* NULL: never hooked */
 static _Atomic int64_t countdown = INT64_MAX;
 
-/* Set by the hook for a thread that asks whether it is passed. */
-static __thread int is_passed __attribute__((tls_model("initial-exec")));
+/* What this thread freed last here: by that it sees whether the hook is passed. */
+static __thread const void *freed __attribute__((tls_model("initial-exec")));
 
 /* Whether this block is a sample. Who ends the count starts it anew; what others take
  * meanwhile is not counted down. */
@@ -21,6 +21,9 @@ static int
 is_sample(size_t size)
 {
     int64_t bytes = (int64_t)size;
+    if (atomic_load_explicit(&countdown, memory_order_relaxed) == INT64_MAX) {
+        return 0; /* nothing of RAW's is sampled */
+    }
     int64_t before =
         atomic_fetch_sub_explicit(&countdown, bytes, memory_order_relaxed);
     return !LIKELY(before >= bytes) && before >= 0;
@@ -44,7 +47,6 @@ raw_malloc(void *Py_UNUSED(context), size_t size)
 {
     const PyMemAllocatorEx *to = below();
     void *pointer = to->malloc(to->ctx, size);
-    is_passed = 1;
     if (!LIKELY(!is_sample(size))) {
         sample(pointer, size);
     }
@@ -69,6 +71,7 @@ raw_free(void *Py_UNUSED(context), void *pointer)
     if (!LIKELY(!sb_live_maybe(pointer)) && pointer != NULL) {
         sb_heap_freed(pointer);
     }
+    freed = pointer;
     to->free(to->ctx, pointer);
 }
 
@@ -90,9 +93,19 @@ raw_realloc(void *Py_UNUSED(context), void *pointer, size_t size)
 int
 sb_heap_raw_is_passed(int anew)
 {
-    int was_passed = is_passed;
-    is_passed = anew ? 0 : is_passed;
+    int was_passed = freed != NULL;
+    freed = anew ? NULL : freed;
     return was_passed;
+}
+
+int
+sb_heap_raw_is_asked_by(const PyMemAllocatorEx *one, size_t size)
+{
+    freed = NULL;
+    void *block = one->malloc(one->ctx, size);
+    const void *before = freed;
+    one->free(one->ctx, block);
+    return block != NULL && before == NULL && freed == block;
 }
 
 int
@@ -102,10 +115,10 @@ sb_heap_raw_is_in_chain(void)
         return 0;
     }
     sb_heap_inside(1);
-    is_passed = 0;
+    freed = NULL;
     PyMem_RawFree(PyMem_RawMalloc(1));
     sb_heap_inside(-1);
-    return is_passed;
+    return freed != NULL;
 }
 
 void

@@ -1,4 +1,5 @@
-/* The hook on Python's RAW domain, an option of the heap profile.
+/* The hook on Python's RAW domain: an option of the heap profile, and what follows the
+ * samples of lean layers (heap_layers.h).
  *
  * RAW is asked without the GIL, by threads that Python may know nothing of, and while
  * somebody else hooks or unhooks it: `PyMem_RawMalloc` reads the function and its
@@ -23,10 +24,13 @@ int sb_heap_raw_hook(void);
 int sb_heap_raw_unhook(void);
 /* Whether an allocation passes the hook. */
 int sb_heap_raw_is_in_chain(void);
-/* Whether this thread has asked for a block through the hook since the last call that
+/* Whether this thread has freed a block through the hook since the last call that
  * began anew. */
 int sb_heap_raw_is_passed(int anew);
-/* Bytes to the next sample. */
+/* With the GIL. Whether a block of this size that the allocator gives out is RAW's own,
+ * and passes the hook when it is freed. */
+int sb_heap_raw_is_asked_by(const PyMemAllocatorEx *one, size_t size);
+/* Bytes to the next sample; INT64_MAX is none. */
 void sb_heap_raw_count_down(int64_t distance);
 
 #endif
