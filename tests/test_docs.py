@@ -7,13 +7,15 @@ import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import asking
 import pytest
+import yaml
 from servers import FASTAPI, UVICORN, serving, token
 
 from stroboscope import Settings
-from stroboscope.cli import main
+from stroboscope.cli import _parser, main, serve
 from stroboscope.endpoints import Surface
 from stroboscope.endpoints.knobset import knobs_of
 from stroboscope.endpoints.routes import ROUTES
@@ -193,3 +195,43 @@ def test_the_presets_in_the_reference_are_those_in_force() -> None:
         (row,) = re.findall(rf"^\| `{preset}` \|(.*)\|$", REFERENCE, re.MULTILINE)
         values = [json.loads(value) for value in row.split("|")]
         assert values == [knobs[name].presets[preset] for name in names]
+
+
+def blocks(kind: str) -> list[dict[str, Any]]:
+    """The YAML of the how-to for several workers that has such a field."""
+    text = (ROOT / "docs/servers.md").read_text()
+    found = [*map(yaml.safe_load, re.findall(r"```yaml\n(.*?)```", text, re.DOTALL))]
+    return [one for one in found if kind in one]
+
+
+def test_the_compose_file_of_the_how_to_lets_the_sidecar_in() -> None:
+    """One user, one run directory, one set of keys, and a command that there is."""
+    (whole,) = blocks("services")
+    web, side = whole["services"]["web"], whole["services"]["stroboscope"]
+    place = web["environment"]["STROBOSCOPE_RUNDIR"]
+    options = whole["volumes"]["stroboscope"]["driver_opts"]["o"].split(",")
+
+    for name in ("user", "environment", "volumes", "image"):
+        assert web[name] == side[name]
+    assert web["volumes"] == [f"stroboscope:{place}"]
+    assert {f"uid={web['user']}", "mode=0700"} <= set(options)
+    assert side["network_mode"] == "service:web"
+    assert _parser().parse_args(side["command"].split()[1:]).run is serve.serve
+
+
+def test_the_pod_of_the_how_to_lets_the_sidecar_in() -> None:
+    """The same of Kubernetes; no field is missing that tells them apart."""
+    (pod,) = blocks("kind")
+    web, side = pod["spec"]["containers"]
+    (volume,) = pod["spec"]["volumes"]
+    (mount,) = web["volumeMounts"]
+    environ = {one["name"]: one.get("value") for one in web["env"]}
+
+    for name in ("env", "volumeMounts", "image"):
+        assert web[name] == side[name]
+    assert "securityContext" not in {*web, *side}  # one user for both, the pod's
+    assert pod["spec"]["securityContext"]["runAsUser"] > 0
+    assert (mount["name"], volume["emptyDir"]["medium"]) == (volume["name"], "Memory")
+    assert environ["STROBOSCOPE_RUNDIR"] == mount["mountPath"]
+    assert set(environ) <= {f"STROBOSCOPE_{name.upper()}" for name in VARIABLES}
+    assert _parser().parse_args(side["command"][1:]).run is serve.serve

@@ -16,7 +16,7 @@ from typing import Any
 
 from itsdangerous import BadData, Signer, URLSafeSerializer
 
-from stroboscope._clock import SYSTEM, Clock
+from stroboscope._clock import SYSTEM, Clock, boot_id
 from stroboscope.auth.keys import check_keys
 from stroboscope.auth.revocation import LINK_MARK, Revocations
 from stroboscope.errors import SettingsError, Unauthenticated
@@ -136,6 +136,7 @@ class Tokens:
         payload = self._claims(PEER_TTL_S) | {
             "scope": sorted(grant.scopes),
             "host": socket.gethostname(),
+            "boot": boot_id(),
             "for": grant.token_id,
             "until": grant.expires_s,
         }
@@ -148,7 +149,12 @@ class Tokens:
         """What the other worker's caller was granted. Raises: Unauthenticated."""
         payload = self._claimed(text)
         scopes, named = payload.get("scope"), payload.get("for")
-        if payload.get("host") != socket.gethostname():
+        # Containers of one machine have names of their own.
+        boot = payload.get("boot")
+        is_here = (
+            boot == boot_id() if boot else payload.get("host") == socket.gethostname()
+        )
+        if not is_here:
             raise Unauthenticated("another host")
         if not isinstance(scopes, list) or not isinstance(named, str):
             raise Unauthenticated("no scopes")

@@ -18,7 +18,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from stroboscope._clock import SYSTEM, Clock
+from stroboscope._clock import SYSTEM, Clock, boot_id
 from stroboscope._threads import Lock
 from stroboscope.auth.revocation import Revocations
 from stroboscope.endpoints.fleet import Fleet
@@ -58,7 +58,7 @@ class Agreement:
         self._revocations = revocations
         self._fleet = fleet
         self._clock = clock
-        self._boot = _boot()
+        self._boot = boot_id()
         self._lock = Lock()
         self._settings = _Shelf(folder if has_knobs else None, "settings")
         self._revoked = _Shelf(folder, "revoked")
@@ -351,12 +351,3 @@ class _Shelf:
                 return True
         change(self._own)
         return False
-
-
-def _boot() -> str:
-    """The kernel's number for the time since the machine began."""
-    try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            return file.read().strip()
-    except OSError:
-        return ""

@@ -48,7 +48,7 @@ class Counted:
         """What the request asks for; a difference, and text, is no total."""
         is_total = not seconds and first(call.request.query, "debug") in (None, "", "0")
         kind = _KINDS.get(path.removeprefix("/pprof/"), "") if is_total else ""
-        return cls(call, kind, call.desk.totals if kind else None)
+        return cls(call, kind, _totals(call.desk) if kind else None)
 
     def taken(self, handler: Callable[[Call], Response]) -> Response:
         """Our own part, written down before anybody sees it."""
@@ -79,13 +79,12 @@ class Keeper:
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
-        self._totals = desk.totals
         self._next_s = time.monotonic() + _APART_S
         self._runs = False
 
     def look(self) -> None:
         """Write them down if it is time, on another thread of ours."""
-        if self._runs or self._totals is None or time.monotonic() < self._next_s:
+        if self._runs or time.monotonic() < self._next_s:
             return
         self._runs = True
         try:
@@ -103,9 +102,11 @@ class Keeper:
 
     def _write(self) -> None:
         began_ns = time.thread_time_ns()
+        totals = _totals(self._desk)
         try:
-            for kind in dict.fromkeys(_KINDS.values()):
-                self._write_one(kind)
+            if totals is not None:
+                for kind in dict.fromkeys(_KINDS.values()):
+                    self._write_one(kind, totals)
         except FolderError:  # the listener says so
             pass
         except Exception as error:  # a thread of ours: nobody else would see it
@@ -116,9 +117,15 @@ class Keeper:
             self._next_s = time.monotonic() + apart_s
             self._runs = False
 
-    def _write_one(self, kind: str) -> None:
+    def _write_one(self, kind: str, totals: Totals) -> None:
         breathe = Breath()
         profile = COLLECTORS[kind](self._desk, True)
-        if self._totals is not None and len(profile.samples):
+        if len(profile.samples):
             pruned = prune(profile, breathe=breathe)
-            self._totals.keep(kind, encode(pruned, breathe))
+            totals.keep(kind, encode(pruned, breathe))
+
+
+def _totals(desk: Desk) -> Totals | None:
+    """Where this process's are kept, unless it has no place among the others."""
+    is_refused = desk.members is not None and desk.members.is_refused
+    return None if is_refused else desk.totals

@@ -148,6 +148,14 @@ class Desk:
         self.knobs.on_change("flight_recorder", recorder.set_flight)
         os.register_at_fork(after_in_child=self._after_fork)
 
+    @property
+    def process(self) -> int:
+        """Which of the workers this is; 0 for the sidecar, which is none.
+
+        In its container it may have the number that a worker has in another.
+        """
+        return os.getpid() if self.is_worker else 0
+
     def begin(self) -> None:
         """Start what runs in a process that takes part, once in each. Never raises."""
         self.agreement.adopt()
@@ -227,8 +235,10 @@ class Desk:
 
     def _left(self) -> list[Left]:
         """What our own signal handler has left."""
-        folder = self.members.folder if self.members is not None else None
-        return left_by(folder, os.getpid()) if folder is not None else []
+        members = self.members
+        if members is None or not members.is_in():
+            return []
+        return left_by(members.folder, os.getpid())
 
     def _watch(self, threshold_ms: float) -> None:
         WATCH.span_of, WATCH.note = otel.span_of, otel.note_stall

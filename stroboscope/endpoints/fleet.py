@@ -167,7 +167,7 @@ class Fleet:
             return True
         # Of before the machine began anew, or of one that is gone.
         is_stale = not now_s - TURNOVER_S < due_s < now_s + 2 * RETRY_S
-        if by == os.getpid() or is_stale:
+        if (by == os.getpid() and self._is_worker) or is_stale:
             return True
         if failure != self.failure and at_s > self._clerk.failed_s:
             self._clerk.tell(failure)

@@ -7,7 +7,6 @@ answer stays as it is.
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from collections.abc import Callable
@@ -68,7 +67,7 @@ def answer(
     if call.desk.members is None or (is_page and call.desk.is_worker):
         return handler(call)
     count = Counted.of(call, path, seconds)
-    if call.is_peer or wanted == str(os.getpid()):
+    if call.is_peer or wanted == str(call.desk.process):
         return count.taken(handler)
     if wanted != "all":
         return _forwarded(call, path, wanted, seconds)
@@ -112,7 +111,7 @@ def _whole(
     if not (good or failed or notes or totals):
         return _marked(own, "1/?" if others is None else "1/1")
     left = _left(call, answers) if path == STACKS else []
-    parts = [Part(os.getpid(), own.body, own.content_type), *good, *left]
+    parts = [Part(call.desk.process, own.body, own.content_type), *good, *left]
     whole = _joined(call, own, count, parts, totals, len(left), failed, notes)
     return _kept(call, whole)
 
@@ -124,7 +123,7 @@ def of_one(
     desk, wanted = call.desk, first(call.request.query, _WORKER) or ""
     if desk.members is None or call.is_peer:
         return handler(call)
-    if desk.is_worker and wanted in ("", "all", str(os.getpid())):
+    if desk.is_worker and wanted in ("", "all", str(desk.process)):
         return handler(call)
     if wanted in ("", "all"):
         others = _others(call)
@@ -206,7 +205,8 @@ def _answers(
 
 
 def _nobody(call: Call, said: list[str]) -> Response:
-    reason = "; ".join(["no worker answers", *said])[:300]
+    why = call.desk.members.failure if call.desk.members is not None else ""
+    reason = "; ".join(filter(None, ["no worker answers", why, *said]))[:300]
     return refusal(call.request, 503, reason, (("Retry-After", "1"),))
 
 
@@ -246,7 +246,7 @@ def _others(call: Call) -> list[int] | None:
         found = members.processes() if members is not None else []
     except FolderError:
         return None
-    return [process for process in found if process != os.getpid()]
+    return [process for process in found if process != call.desk.process]
 
 
 def _asked(

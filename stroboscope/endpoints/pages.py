@@ -44,7 +44,7 @@ def index(call: Call) -> Response:
     from stroboscope.endpoints.routes import ROUTES  # the table lists this page
 
     wanted = first(call.request.query, "worker") or ""
-    if wanted and wanted != str(os.getpid()):
+    if wanted and wanted != str(call.desk.process):
         answer = joining.forward(call, "/", wanted)
         return answer or refusal(call.request, 404, "Unknown worker")
     desk, info = call.desk, engine.info()
@@ -114,7 +114,6 @@ def index(call: Call) -> Response:
 
 def _whose(call: Call) -> str:
     """Which process this page is of, with links to the others'."""
-    own = os.getpid()
     members = call.desk.members
     try:
         others = members.processes() if members is not None else []
@@ -123,11 +122,11 @@ def _whose(call: Call) -> str:
     links = [
         f'<a href="{escape(call.mount)}/?worker={pid}">{pid}</a>'
         for pid in others
-        if pid != own
+        if pid != call.desk.process
     ]
     name = "worker" if call.desk.is_worker else "sidecar"
     also = f"; the page of worker {', '.join(links)}" if links else ""
-    return f"{name} {own}{also}"
+    return f"{name} {os.getpid()}{also}"
 
 
 def pprof_index(call: Call) -> Response:

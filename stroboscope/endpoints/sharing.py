@@ -6,7 +6,6 @@ Whichever worker is asked for a link, its capture is that of the one that took i
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import replace
 
 from stroboscope._clock import duration_s
@@ -100,7 +99,7 @@ def _elsewhere(call: Call, holder: str, seconds: float = 0.0) -> Response:
     """The answer of the worker that has it, unless that is no more."""
     process = holder.partition("-")[0]
     # One that was sent here is not sent on.
-    if process == str(os.getpid()) or first(call.request.query, "worker"):
+    if process == str(call.desk.process) or first(call.request.query, "worker"):
         return _gone(call)
     return joining.forward(call, _path(call), process, seconds) or _gone(call)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from dataclasses import replace
 from typing import Any
@@ -43,7 +42,7 @@ def show_task(call: Call) -> Response:
     wanted, process = _wanted(call.name)
     if wanted is None:
         return refusal(call.request, 404, "Unknown task")
-    is_here = process in (0, os.getpid())
+    is_here = process in (0, call.desk.process)
     lines = _timelines(call, wanted, Breath()) if is_here else []
     asks = not call.is_peer and not (process and is_here) and not wanted.serial
     asks = asks or (bool(process) and not is_here and not call.is_peer)
@@ -119,7 +118,7 @@ def _from_evidence(call: Call, wanted: Wanted, process: int) -> list[Timeline]:
     First what was kept because of them, then the newest.
     """
     if wanted.serial:
-        process = process or os.getpid()
+        process = process or call.desk.process
     adopt_dead(call.desk)
     evidence = call.desk.evidence
     pieces = evidence.pieces()

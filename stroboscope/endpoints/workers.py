@@ -53,7 +53,10 @@ def show_workers(call: Call) -> Response:
     ]
     listed.sort(key=lambda worker: int(worker["pid"]))
     answer = as_json({"service": call.desk.settings.service, "workers": listed})
-    headers = ((HEADER, f"{len(own) + len(came)}/{len(listed)}"),)
+    members = call.desk.members
+    is_known = members is None or not members.failure
+    count = f"{len(own) + len(came)}/{len(listed) if is_known else '?'}"
+    headers = ((HEADER, count),)
     return Response(200, answer.body, answer.content_type, headers)
 
 
@@ -70,7 +73,7 @@ def targets(call: Call) -> Response:
     }
     if first(call.request.query, "by") != "worker":
         return as_json([{"targets": [address], "labels": labels}])
-    own = [os.getpid()] if call.desk.is_worker else []
+    own = [call.desk.process] if call.desk.is_worker else []
     try:
         found = call.desk.members.processes() if call.desk.members else []
     except FolderError:

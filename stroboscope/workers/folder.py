@@ -216,7 +216,12 @@ class Folder:
             self._check_owner(self._base, os.fstat(base), {os.geteuid(), 0})
             with contextlib.suppress(FileExistsError):
                 os.mkdir(self._service, 0o700, dir_fd=base)
-            folder = _directory(self._service, base)
+            try:
+                folder = _directory(self._service, base)
+            except PermissionError:
+                found = os.lstat(self._service, dir_fd=base)
+                self._check_owner(self.path, found, {os.geteuid()})
+                raise
         finally:
             os.close(base)
         try:

@@ -3,6 +3,9 @@
 `<pid>.alive` is locked for as long as its process lives. Unlike the process id, which may
 be somebody else's by now or of another container, the lock says who is there. What a dead
 process left is removed by whoever looks.
+
+Members are of one container, whose process ids tell them apart: workers of a second one
+are kept out. Who only asks, as the sidecar does, may be of another.
 """
 
 from __future__ import annotations
@@ -40,7 +43,14 @@ class Members:
         self._socket_inode = 0
         self._seen: tuple[int, int] | None = None
         self._knows_s = 0.0
-        self._failure = ""
+        self._refusal = ""
+        #: Why nobody meets here, as far as was seen; empty while they do.
+        self.failure = ""
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether this process is kept out: it has no place among the files here."""
+        return bool(self._refusal)
 
     @property
     def name(self) -> str:
@@ -58,12 +68,11 @@ class Members:
             self._knows_s = time.monotonic() + RETURNS_S
         self._release()
         self._process = process = os.getpid()
-        self._lock = self._locked(f"{process}{_ALIVE}")
-        if self._lock is None:
-            raise FolderError(
-                f"{self.folder.path}: another process {process} is here; "
-                "containers need a run directory each"
-            )
+        try:
+            self._lock = self._place(process)
+        except _Refused as error:
+            self._refusal = str(error)
+            raise
         self._remove_all(process, but=_ALIVE)
         self.folder.clean()
         self._alive()  # the dead may have left something, and nobody looked
@@ -101,6 +110,8 @@ class Members:
             if self._seen not in (None, (found.st_dev, found.st_ino)):
                 self._knows_s = time.monotonic() + RETURNS_S
             self._seen = (found.st_dev, found.st_ino)
+            if self._refusal:
+                raise FolderError(self._refusal)
             is_out = self._process == os.getpid() and self._socket_inode
             if time.monotonic() < self._knows_s or (is_out and not self.is_in()):
                 raise FolderError(f"{self.folder.path} was deleted a moment ago")
@@ -112,12 +123,16 @@ class Members:
         try:
             yield
         except FolderError as error:
-            if self._failure != str(error):
-                _log.warning("stroboscope: this worker answers for itself: %s", error)
-            self._failure = str(error)
+            if self.failure != str(error):
+                is_worker = self._process == os.getpid()
+                whom = (
+                    "this worker answers for itself" if is_worker else "no worker found"
+                )
+                _log.warning("stroboscope: %s: %s", whom, error)
+            self.failure = str(error)
             raise
-        if self._failure:
-            self._failure = ""
+        if self.failure:
+            self.failure = ""
             _log.warning("stroboscope: workers meet again in %s", self.folder.path)
 
     def _alive(self) -> list[int]:
@@ -149,6 +164,38 @@ class Members:
                 connection.close()
                 raise
         return connection
+
+    def _place(self, process: int) -> int:
+        """The lock that says that we live. Raises: _Refused."""
+        here = _container()
+        self._keep_apart(here)
+        held = self._locked(f"{process}{_ALIVE}")
+        if held is None:
+            raise _Refused(
+                f"{self.folder.path}: another process {process} is here; "
+                "containers need a run directory each"
+            )
+        try:
+            with contextlib.suppress(OSError):  # full: then nobody is kept out
+                os.ftruncate(held, 0)
+                os.pwrite(held, here.encode(), 0)
+            self._keep_apart(here)  # who came at the same time
+        except FolderError:
+            os.close(held)
+            raise
+        return held
+
+    def _keep_apart(self, here: str) -> None:
+        """Raises: _Refused while somebody of another container lives here."""
+        for name in self.folder.names() if here else ():
+            if not (name.endswith(_ALIVE) and _OF_PROCESS.fullmatch(name)):
+                continue
+            there = (self.folder.read(name) or b"").decode("ascii", "replace")
+            if there not in ("", here) and self.folder.is_locked(name):
+                raise _Refused(
+                    f"{self.folder.path}: workers of another container are here; "
+                    "containers need a run directory each"
+                )
 
     def _locked(self, name: str) -> int | None:
         # Who looks whether its holder lives holds it for a moment, too.
@@ -187,10 +234,25 @@ class Members:
                 self.folder.remove(name)
 
     def _release(self) -> None:
-        self._socket_inode = 0
+        self._socket_inode, self._refusal = 0, ""
         held, self._lock = self._lock, None
         if held is not None:
             os.close(held)
+
+
+class _Refused(FolderError):
+    """There is no place for this process in the folder, for now."""
+
+
+def _container() -> str:
+    """What tells process ids of ours from those of other containers; may be empty.
+
+    Source: namespaces(7), the inode of `/proc/self/ns/pid`.
+    """
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
 
 
 def peer_of(connection: _socket.socket) -> tuple[int, int]:

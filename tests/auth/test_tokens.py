@@ -117,3 +117,26 @@ def test_unknown_scopes_cannot_be_minted() -> None:
     """A scope that opens nothing is a mistake."""
     with pytest.raises(SettingsError):
         token("everything")
+
+
+def test_what_a_worker_shows_another_holds_in_all_containers_of_the_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever their host names; on another machine it is nothing. Where the kernel has
+    no number for the time since it began, the host name decides."""
+    tokens = Tokens(SETTINGS)
+    grant = tokens.verify(tokens.mint(["profile"], 60))
+    own = tokens.mint_peer(grant)
+    monkeypatch.setattr("stroboscope.auth.tokens.boot_id", lambda: "")
+    by_name = tokens.mint_peer(grant)
+    monkeypatch.undo()
+
+    monkeypatch.setattr("socket.gethostname", lambda: "another-container")
+    assert tokens.verify_peer(own).scopes == {"profile"}
+    with pytest.raises(Unauthenticated):
+        tokens.verify_peer(by_name)
+    monkeypatch.undo()
+    assert tokens.verify_peer(by_name).scopes == {"profile"}
+    monkeypatch.setattr("stroboscope.auth.tokens.boot_id", lambda: "another machine")
+    with pytest.raises(Unauthenticated):
+        tokens.verify_peer(own)

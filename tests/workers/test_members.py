@@ -110,6 +110,30 @@ def test_h28_a_number_in_use_is_not_taken_over(tmp_path: Path) -> None:
     second.leave()
 
 
+def test_workers_of_another_container_are_kept_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a process id that nobody has here, too: nothing of theirs is touched, nobody
+    else is claimed to be all there are; it may come when they are gone."""
+    second = members(tmp_path)
+    with worker(tmp_path) as one:
+        monkeypatch.setattr("stroboscope.workers.members._container", lambda: "pid:[1]")
+        before = second.folder.names()
+
+        with pytest.raises(FolderError, match="workers of another container"):
+            second.enter()
+
+        assert second.is_refused
+        assert second.folder.names() == before
+        with pytest.raises(FolderError, match="workers of another container"):
+            second.processes()
+        assert members(tmp_path).processes() == [one.pid]  # who only asks may do so
+    listening = second.enter()
+    assert second.processes() == [os.getpid()]
+    listening.close()
+    second.leave()
+
+
 def test_who_looks_whether_a_worker_lives_does_not_keep_it_out(tmp_path: Path) -> None:
     """A look holds its lock for a moment: it comes in, and nothing is said."""
     one = members(tmp_path)
