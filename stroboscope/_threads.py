@@ -8,12 +8,16 @@ may lose whoever waits. So what our threads wait with is from here, never from `
 from __future__ import annotations
 
 import importlib
+import os
 import signal
 import sys
 import threading
 from collections.abc import Callable
 from typing import Any
+from weakref import ref
 
+#: Where the application's greenlets run, as far as one of them has started a thread.
+_application: ref[Any] | None = None
 #: How often a greenlet looks whether a lock has become free.
 _STEP_S = 0.001
 
@@ -35,6 +39,7 @@ def start_thread(target: Callable[[], object]) -> None:
     comes to the interpreter from C makes its own, without the GIL, and where tracemalloc
     ends at that moment the process crashes (CPython 3.11 to 3.13).
     """
+    _remember_hub()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
         real("start_new_thread")(target, ())
@@ -45,6 +50,31 @@ def start_thread(target: Callable[[], object]) -> None:
 def ident() -> int:
     """Of the calling thread, as the interpreter has it: a greenlet's is another."""
     return int(real("get_ident")())
+
+
+def hub_here() -> Any:
+    """Gevent's hub of the calling thread; None where it has none."""
+    local = sys.modules.get("gevent._hub_local")
+    return None if local is None else local.get_hub_if_exists()
+
+
+def hub_elsewhere() -> Any:
+    """The hub of the application, for a thread that has none; None without greenlets."""
+    hub = None if _application is None else _application()
+    gone = hub is None or hub.dead or hub.loop is None
+    return None if gone or hub_here() is not None else hub
+
+
+def _remember_hub() -> None:
+    global _application
+    hub = hub_here()
+    monkey = sys.modules.get("gevent.monkey")
+    if hub is None and monkey is not None and monkey.is_module_patched("threading"):
+        # The main thread will have one as soon as it waits.
+        is_main = real("get_native_id")() == os.getpid()
+        hub = sys.modules["gevent"].get_hub() if is_main else None
+    if hub is not None:
+        _application = ref(hub)
 
 
 def alive() -> list[threading.Thread]:
@@ -91,9 +121,10 @@ class Lock:
 
 def _giving_way() -> Callable[[float], object] | None:
     """How the calling greenlet lets others run; None on a thread that has no others."""
-    gevent, local = map(sys.modules.get, ("gevent", "gevent._hub_local"))
-    if gevent is None or local is None:
+    hub = hub_here()
+    if hub is None:
         return None
-    hub = local.get_hub_if_exists()
+    gevent = sys.modules["gevent"]
     # The hub itself cannot give way: it is what others would run in.
-    return None if hub in (None, gevent.getcurrent()) else gevent.sleep
+    give_way: Callable[[float], object] = gevent.sleep
+    return None if hub is gevent.getcurrent() else give_way

@@ -10,19 +10,19 @@ Knows nothing of what a knob does: whoever owns the behaviour reads the value ea
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from stroboscope._clock import SYSTEM, Clock
+from stroboscope._greenlets import Log
 from stroboscope._threads import Lock
 from stroboscope.errors import KnobConflict, KnobError
 
 TTL_DEFAULT_S = 15 * 60.0
 TTL_CAP_S = 24 * 3600.0
-_log = logging.getLogger("stroboscope")
+_log = Log("stroboscope")
 
 
 @dataclass(frozen=True, slots=True)

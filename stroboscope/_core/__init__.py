@@ -8,6 +8,7 @@ from stroboscope._core import recording
 from stroboscope._core.at_rest import AtRest, TaskRow, task_sets
 from stroboscope._core.capture import TRUNCATED, Capture
 from stroboscope._core.engine import Driver, Engine, EngineInfo, Window
+from stroboscope._greenlets import POST
 
 _driver: Driver
 try:
@@ -25,6 +26,7 @@ except ImportError as _error:
     _driver, _reason = PortableDriver(), f"no C engine: {_error}"
 
 engine = Engine(_driver, _reason)
+POST.start_thread = engine.start_thread
 
 __all__ = [
     "LABELS",

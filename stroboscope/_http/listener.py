@@ -10,7 +10,6 @@ from __future__ import annotations
 import _socket
 import atexit
 import contextlib
-import logging
 import os
 import time
 from collections.abc import Callable
@@ -18,12 +17,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from stroboscope._core import engine
+from stroboscope._greenlets import Log
 from stroboscope._http.messages import Request, Response
 from stroboscope._http.wire import HEAD_SECONDS_CAP, Connection, read, read_body, send
 from stroboscope.errors import FolderError, PortTaken
 from stroboscope.workers.members import peer_of
 
-_log = logging.getLogger("stroboscope")
+_log = Log("stroboscope")
 #: Connections at once, of which each has a thread. The next is let in when one ends, or at
 #: the cost of the one that has kept us waiting longest, to send its request or to take
 #: its answer, and for so many seconds at least.

@@ -14,11 +14,11 @@ the same version what stands in Redis; revocations are joined.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from stroboscope._clock import SYSTEM, Clock, boot_id
+from stroboscope._greenlets import Log
 from stroboscope._threads import Lock
 from stroboscope.auth.revocation import Revocations
 from stroboscope.endpoints.fleet import Fleet
@@ -28,7 +28,7 @@ from stroboscope.knobs import Knobs, Override
 from stroboscope.workers.documents import Document
 from stroboscope.workers.folder import Folder
 
-_log = logging.getLogger("stroboscope")
+_log = Log("stroboscope")
 #: For whom a change holds.
 FLEET = "all hosts of this service"
 HOST, PROCESS = "all workers of this host", "this worker"

@@ -11,7 +11,6 @@ thread of ours writes them.
 from __future__ import annotations
 
 import json
-import logging
 import re
 import time
 from collections import deque
@@ -20,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from stroboscope._core import engine
+from stroboscope._greenlets import POST, Log
 from stroboscope._http.messages import Request, Response
 from stroboscope._http.parameters import every, firsts, is_too_long
 from stroboscope._threads import Lock
@@ -27,7 +27,7 @@ from stroboscope.endpoints import otel
 from stroboscope.formats.filters import OPTIONS
 
 LOGGER = "stroboscope.audit"
-_log = logging.getLogger(LOGGER)
+_log = Log(LOGGER)
 #: Records that wait for the writer; more are dropped and counted.
 WAITING_CAP = 1024
 #: Query parameters that may be logged, and how much of a value.
@@ -99,7 +99,7 @@ class Entry:
         self.clamped = dict(response.headers).get("X-Stroboscope-Clamped", "")
         self.duration_ms = round((time.monotonic_ns() - self.began_ns) / 1e6, 3)
         try:
-            otel.note(self.span, self.fields)
+            POST.send(lambda: otel.note(self.span, self.fields))
         except Exception:  # the user's span processors are not ours
             _log.debug("the span took no event", exc_info=True)
 
@@ -176,11 +176,15 @@ class Audit:
     def _write(self, fields: dict[str, Any]) -> None:
         self.written += 1
         text = " ".join(f"{name}={value}" for name, value in fields.items())
-        try:
-            _log.info("%s", text, extra={"audit": fields})
-            otel.emit(fields)
-        except Exception:  # a broken log handler must not break the surface
-            self.dropped += 1
+
+        def write() -> None:
+            try:
+                _log.info("%s", text, extra={"audit": fields})
+                otel.emit(fields)
+            except Exception:  # a broken log handler must not break the surface
+                self.dropped += 1
+
+        POST.send(write)
 
 
 def _plain(value: Any) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Any
 
+from stroboscope._greenlets import Log
 from stroboscope.errors import FolderError
 from stroboscope.formats.timeline import ALIVE, OPEN_RIGHT, Task, Timeline
 from stroboscope.tracing.blackbox import Dead, take_dead
@@ -12,7 +12,7 @@ from stroboscope.tracing.blackbox import Dead, take_dead
 if TYPE_CHECKING:
     from stroboscope.endpoints.desk import Desk
 
-_log = logging.getLogger("stroboscope")
+_log = Log("stroboscope")
 #: Tasks named in the reason and in the log; and those whose ids lead to the piece.
 _NAMED, _FOUND_BY = 8, 256
 

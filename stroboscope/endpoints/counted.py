@@ -6,12 +6,12 @@ worker ends: see `workers.totals`.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 from stroboscope._core import engine
+from stroboscope._greenlets import Log
 from stroboscope._http.messages import PROFILE, Response
 from stroboscope._http.parameters import first
 from stroboscope.endpoints.call import Call
@@ -22,7 +22,7 @@ from stroboscope.formats.pprof import encode, prune
 from stroboscope.profiles.breath import Breath
 from stroboscope.workers.totals import Total, Totals, instance
 
-_log = logging.getLogger("stroboscope")
+_log = Log("stroboscope")
 #: Names a process for good, unlike its number.
 INSTANCE = "X-Stroboscope-Instance"
 #: The total that stands behind a profile that counts since its worker began.

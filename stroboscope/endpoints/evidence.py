@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import re
 import secrets
@@ -22,6 +21,7 @@ from typing import Any
 
 from stroboscope._clock import SYSTEM, Clock
 from stroboscope._core import engine
+from stroboscope._greenlets import POST, Log
 from stroboscope._threads import Lock
 from stroboscope.endpoints import otel
 from stroboscope.errors import FolderError, RecordingFormatError
@@ -34,7 +34,7 @@ from stroboscope.tracing.triggers import PROCESS, TRIGGERS, Hit
 from stroboscope.workers.documents import locked
 from stroboscope.workers.folder import Folder
 
-_log = logging.getLogger("stroboscope")
+_log = Log("stroboscope")
 KIND, SCOPE = "evidence", "trace"
 #: The rule, and the kind, of what a killed process has left.
 BLACKBOX = "blackbox"
@@ -138,7 +138,7 @@ class Evidence:
                 engine.start_thread(self._work)
             except RuntimeError:  # the next one tries again
                 self._works = False
-        otel.note_evidence(span, name, hit.rule, self._url(name))
+        POST.send(lambda: otel.note_evidence(span, name, hit.rule, self._url(name)))
 
     def adopt(self, name: str, about: dict[str, Any], block: bytes) -> str:
         """Keep what another process has left, under the same budget; or why not. Blocks.

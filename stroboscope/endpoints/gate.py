@@ -14,6 +14,7 @@ from itertools import islice
 from typing import Any
 
 from stroboscope._clock import SYSTEM, Clock
+from stroboscope._greenlets import among_greenlets
 from stroboscope._http.messages import Request
 from stroboscope.auth.origin import check_host, check_site
 from stroboscope.auth.pace import Pace
@@ -148,7 +149,7 @@ class Gate:
         if authorize is None:
             return grant
         try:
-            answer = authorize(request.carrier, grant.scopes)
+            answer = among_greenlets(lambda: authorize(request.carrier, grant.scopes))
             kept = _scopes(answer, grant.scopes)
         except BaseException as error:  # in doubt, no; a cancelled task's is one, too
             raise Unauthenticated(f"authorize raised {type(error).__name__}") from error

@@ -10,6 +10,7 @@ from typing import Any
 from stroboscope._clock import SYSTEM, Clock
 from stroboscope._core import engine
 from stroboscope._core.contention import contention
+from stroboscope._greenlets import among_greenlets
 from stroboscope.endpoints.audit import LOGGER
 from stroboscope.knobs import Knob, Knobs, flag, real, whole
 from stroboscope.profiles import heap
@@ -149,7 +150,7 @@ class _LogLevels:
                 raise ValueError(f"no logger {name!r:.80} in this process")
             if level not in _LEVELS:
                 raise ValueError(f"allowed levels: {', '.join(_LEVELS)}")
-        if self._silences(value, logging.getLogger(LOGGER)):
+        if among_greenlets(lambda: self._silences(value, logging.getLogger(LOGGER))):
             raise ValueError("this would silence the audit log")
         return dict(value)
 
@@ -166,6 +167,9 @@ class _LogLevels:
         return False
 
     def __call__(self, levels: Mapping[str, str]) -> None:
+        among_greenlets(lambda: self._set(levels))
+
+    def _set(self, levels: Mapping[str, str]) -> None:
         for name in [name for name in self._before if name not in levels]:
             logging.getLogger(name).setLevel(self._before.pop(name))
         for name, level in levels.items():

@@ -12,7 +12,6 @@ the lease.
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import time
@@ -21,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from stroboscope._clock import SYSTEM, Clock
+from stroboscope._greenlets import Log
 from stroboscope._threads import Lock
 from stroboscope.endpoints.fleet import UNREACHABLE, Fleet, Standing
 from stroboscope.errors import FolderError
@@ -28,7 +28,7 @@ from stroboscope.fleet.store import Ours, Taken
 from stroboscope.workers.folder import Folder
 from stroboscope.workers.lease import Held, HostLease
 
-_log = logging.getLogger("stroboscope")
+_log = Log("stroboscope")
 #: Past its deadline a holder has this long to finish encoding.
 GRACE_S = 5.0
 #: So much later than it should have been done it must stop.

@@ -6,20 +6,20 @@ that is stands in the run directory.
 
 from __future__ import annotations
 
-import logging
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from stroboscope._clock import SYSTEM, Clock
+from stroboscope._greenlets import Log
 from stroboscope._threads import Lock
 from stroboscope.errors import FolderError
 from stroboscope.workers.documents import Document
 from stroboscope.workers.folder import Folder
 from stroboscope.workers.totals import instance
 
-_log = logging.getLogger("stroboscope")
+_log = Log("stroboscope")
 
 #: Links remembered until they end; beyond it the one opened first is forgotten.
 SPENT_CAP = 4096

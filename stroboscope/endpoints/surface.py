@@ -7,7 +7,6 @@ happens on a thread of ours.
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import secrets
 import time
@@ -18,6 +17,7 @@ from functools import partial
 
 from stroboscope._clock import SYSTEM, Clock
 from stroboscope._core import engine
+from stroboscope._greenlets import Log
 from stroboscope._http import asgi, wsgi
 from stroboscope._http.asgi import never
 from stroboscope._http.messages import (
@@ -40,7 +40,7 @@ from stroboscope.endpoints.routes import find
 from stroboscope.settings import Settings
 from stroboscope.stalls import WATCH
 
-_log = logging.getLogger("stroboscope")
+_log = Log("stroboscope")
 
 
 @dataclass(slots=True)

@@ -8,7 +8,6 @@ once, until the thread itself has found Redis again.
 from __future__ import annotations
 
 import _socket
-import logging
 import os
 import random
 import time
@@ -17,10 +16,11 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 from stroboscope._core import engine
+from stroboscope._greenlets import Log
 from stroboscope.errors import FleetError
 from stroboscope.fleet.link import Link
 
-_log = logging.getLogger("stroboscope")
+_log = Log("stroboscope")
 #: How long a request may wait for Redis at one place, and one command may take.
 BUDGET_S = 0.3
 #: What it waits longer for the thread itself, which shares the interpreter.

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import logging
 from collections.abc import Sequence
 
-_log = logging.getLogger("stroboscope")
+from stroboscope._greenlets import Log
+
+_log = Log("stroboscope")
 #: Keys that sign, the newest; bytes of a signature that are written.
 KEYS_CAP, _BYTES = 4, 16
 _DOMAIN = b"stroboscope/fleet/v1"

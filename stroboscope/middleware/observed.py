@@ -8,12 +8,12 @@ asks for while it runs.
 from __future__ import annotations
 
 import itertools
-import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from stroboscope._core import LABELS, LabelCell, recording
+from stroboscope._greenlets import Log
 from stroboscope.errors import LabelError
 from stroboscope.labels import TABLE, LabelSet
 from stroboscope.labels.outcome import latency_bucket, status_class
@@ -27,7 +27,7 @@ UNMATCHED = "(unmatched)"
 METHODS = frozenset(
     {"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT"}
 )
-_log = logging.getLogger("stroboscope")
+_log = Log("stroboscope")
 R = TypeVar("R")
 
 

@@ -6,16 +6,16 @@ the watcher must not wait for it.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import deque
 from collections.abc import Callable
 
 from stroboscope._core import engine
+from stroboscope._greenlets import Log, among_greenlets
 from stroboscope._threads import Lock
 from stroboscope.stalls.records import Stall
 
-_log = logging.getLogger("stroboscope")
+_log = Log("stroboscope")
 #: At most one line in so many seconds; the next says how many were left out.
 LINE_EVERY_S = 10.0
 #: What waits to be said; more is dropped.
@@ -67,7 +67,7 @@ class Teller:
                     return
                 what = self._waiting.popleft()
             try:
-                what()
+                among_greenlets(what)
             except Exception:  # the user's handlers and span processors are not ours
                 _log.debug("stroboscope: a stall could not be told", exc_info=True)
 

@@ -7,7 +7,6 @@ the kernel frees with its process.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -15,10 +14,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from stroboscope._core import engine
+from stroboscope._greenlets import Log
 from stroboscope.errors import FolderError
 from stroboscope.workers.folder import Folder
 
-_log = logging.getLogger("stroboscope")
+_log = Log("stroboscope")
 #: How long a change waits for another's, and how often it looks.
 LOCK_SECONDS_CAP = 0.5
 _STEP_S = 0.005

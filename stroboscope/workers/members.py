@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import _socket
 import contextlib
-import logging
 import os
 import re
 import sys
@@ -20,10 +19,11 @@ import time
 from collections.abc import Iterator
 
 from stroboscope._core import engine
+from stroboscope._greenlets import Log
 from stroboscope.errors import FolderError
 from stroboscope.workers.folder import Folder
 
-_log = logging.getLogger("stroboscope")
+_log = Log("stroboscope")
 _OF_PROCESS = re.compile(r"([1-9][0-9]{0,9})\.[a-z]+")
 _ALIVE, _SOCKET = ".alive", ".sock"
 _BACKLOG = 64
