@@ -12,7 +12,8 @@ import stroboscope
 from stroboscope._threads import Lock
 
 ROOT = Path(stroboscope.__file__).parent
-#: What gevent replaces of what waits, or what names a greenlet where we mean a thread.
+#: What gevent replaces of what waits, or what names a greenlet where we mean a thread;
+#: and loggers, whose handlers are the application's.
 PATCHED = {
     "threading": "Barrier BoundedSemaphore Condition Event Lock RLock Semaphore Thread "
     "Timer current_thread enumerate get_ident local",
@@ -25,9 +26,12 @@ PATCHED = {
     "select": "",
     "selectors": "",
     "subprocess": "",
+    "logging": "getLogger",
 }
 #: Where it may stand all the same.
 EXCEPTED = {
+    "_greenlets.py": "has greenlets call a logger",
+    "endpoints/knobset.py": "asks for levels among greenlets",
     "cli/serve.py": "a process of its own, without greenlets",
     "testing/canaries.py": "plays an application",
     "_http/wsgi.py": "a request's own thread, which gives way to others",
@@ -143,7 +147,7 @@ def patched_names(tree: ast.AST) -> list[str]:
 
 
 def test_nothing_of_ours_waits_with_what_gevent_patches() -> None:
-    """`_threads` and `engine.sleep` have what it takes; exceptions say why."""
+    """`_threads`, `_greenlets.Log` and `engine.sleep` do; exceptions say why."""
     used = {
         str(file.relative_to(ROOT)): names
         for file in ROOT.rglob("*.py")

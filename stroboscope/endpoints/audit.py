@@ -4,6 +4,8 @@ The record goes to the logger `stroboscope.audit` with its fields in `record.aud
 to OpenTelemetry: its log provider, where the process has set one, and the request's
 span, where one is recorded. It holds no secret: no token, no header, no query beyond the known parameters.
 
+Under gevent a greenlet writes it, soon: handlers are the application's.
+
 Refusals are decided on the application's loop, which must not wait for a log file: a
 thread of ours writes them.
 """

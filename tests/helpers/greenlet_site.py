@@ -1,7 +1,7 @@
 """A site of greenlets that writes down where threads are given hubs.
 
-What an application may bring along is here, too: its log lines go through a queue, its
-spans and records to exporters, in batches.
+What an application may bring along is here, too: it logs all the time, by the handler
+that our lines go to, and by a queue; its spans and records go to exporters, in batches.
 """
 
 import logging.handlers
@@ -11,6 +11,7 @@ import tempfile
 import traceback
 from typing import Any
 
+import gevent
 import gevent.hub
 import gevent.monkey
 from opentelemetry import _logs, trace
@@ -43,6 +44,7 @@ lines: queue.Queue[logging.LogRecord] = queue.Queue()
 log = logging.getLogger("stroboscope")
 log.setLevel(logging.INFO)
 log.addHandler(logging.handlers.QueueHandler(lines))
+logging.getLogger().addHandler(logging.StreamHandler(_nowhere))
 logging.handlers.QueueListener(lines, logging.StreamHandler(_nowhere)).start()
 
 spans = TracerProvider()
@@ -53,3 +55,13 @@ records.add_log_record_processor(
     BatchLogRecordProcessor(ConsoleLogExporter(out=_nowhere))
 )
 _logs.set_logger_provider(records)
+
+
+def _chatter() -> None:
+    while True:
+        logging.getLogger("app").warning("a line")
+        gevent.sleep(0.002)
+
+
+for _ in range(5):
+    gevent.spawn(_chatter)
