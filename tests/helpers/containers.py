@@ -83,11 +83,13 @@ class Container:
     process: subprocess.Popen[bytes]
     port: int
 
-    def ask(self, path: str, method: str = "GET", **options: object) -> httpx.Response:
+    def ask(
+        self, path: str, method: str = "GET", at: str = "", **options: object
+    ) -> httpx.Response:
         """An answer of the surface, to a token that opens all."""
         return httpx.request(
             method,
-            f"http://127.0.0.1:{self.port}/debug{path}",
+            f"http://127.0.0.1:{self.port}{at}/debug{path}",
             headers={"Authorization": f"Bearer {token(*ALL)}"},
             timeout=30,
             **options,  # type: ignore[arg-type]
@@ -125,6 +127,7 @@ def container(
     command: str,
     output: IO[bytes] | None = None,
     user: int = 0,
+    **environ: str,
 ) -> Iterator[Container]:
     """One that runs a module, which has `{port}` in its arguments and answers there."""
     with socket.socket() as probe:
@@ -143,6 +146,7 @@ def container(
             "STROBOSCOPE_RUNDIR": INSIDE,
             "PYTHONWARNINGS": "ignore",
             "PYTHONPATH": str(ROOT / "tests/helpers"),
+            **environ,
         },
     )
     try:

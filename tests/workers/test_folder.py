@@ -37,6 +37,8 @@ def test_h28_only_its_owner_may_enter(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", ["run", "run/shop"])
 def test_h28_a_folder_of_another_user_is_refused(tmp_path: Path, path: str) -> None:
     """Who owns it could put there what he likes."""
+    if os.geteuid() != 0:
+        pytest.skip("to be another user, too, takes root")
     (tmp_path / "run/shop").mkdir(parents=True, mode=0o700)
     os.chown(tmp_path / path, NOBODY, NOBODY)
 
