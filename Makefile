@@ -72,6 +72,12 @@ stalls: .venvs/main/.stamp
 	PYTHONPATH=tests/helpers .venvs/main/bin/python -W ignore tests/stalls/hundred.py $(STALLS) asyncio
 	PYTHONPATH=tests/helpers .venvs/main/bin/python -W ignore tests/stalls/hundred.py $(STALLS) uvloop
 
+# How soon somebody answers for a worker that is stuck or killed, every round shown.
+STUCK ?= 20
+.PHONY: stuck
+stuck: .venvs/main/.stamp
+	.venvs/main/bin/python -W ignore -m bench.stuck $(STUCK)
+
 # The longest pause of a served loop, at rest and in each kind of capture: looked at
 # longer than `make test` does.
 PAUSE_ROUNDS ?= 15
