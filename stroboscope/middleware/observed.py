@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from stroboscope._core import LABELS, LabelCell, recording
@@ -53,7 +53,9 @@ class Labeller:
         prefix = settings.label_prefix
         TABLE.configure(settings.label_sets, prefix)
         names = ("endpoint", "method", "tenant", "status", "latency")
-        self._keys: Mapping[str, str] = {name: prefix + name for name in names}
+        self._keys = tuple(prefix + name for name in names)
+        #: For the table, which keeps recent sets by facts that only a labeller knows.
+        self._name = object()
         # Atomic, which `+= 1` is not; and a request nobody ends leaks no memory.
         self.begin, self.end = itertools.count().__next__, itertools.count().__next__
         self._logged: set[str] = set()
@@ -63,7 +65,7 @@ class Labeller:
     def labels(self, request: Observed) -> LabelSet | None:
         """What is known of the request now; ours win over constant labels."""
         try:
-            labels = self._interned(self._found(request))
+            labels = self._interned(self._facts(request))
             if self.has_span_ids and (span_id := request.span_id()):
                 return SpannedLabels(labels, span_id)
             return labels
@@ -71,33 +73,33 @@ class Labeller:
             self.failed(error)
             return None
 
-    def _found(self, request: Observed) -> dict[str, str]:
-        """What the request adds to the constant labels, as far as it is known."""
-        found: dict[str, str] = {}
-        self._add_endpoint(found, request)
+    def _facts(self, request: Observed) -> tuple[str | None, ...]:
+        """What the request adds to the constant labels, as far as known; by `_keys`."""
         method = request.method
         if not isinstance(method, str) or method not in METHODS:
             method = "OTHER"
-        found[self._keys["method"]] = method
-        self._add_tenant(found, request)
+        status = latency = None
         if request.ended_ns:
             seconds = (request.ended_ns - request.began_ns) / 1e9
-            found[self._keys["latency"]] = latency_bucket(seconds, self._bounds)
-            if request.status:
-                found[self._keys["status"]] = status_class(request.status)
-        return found
+            latency = latency_bucket(seconds, self._bounds)
+            status = status_class(request.status) if request.status else None
+        endpoint = self._endpoint_label(request)
+        tenant = None if self._tenant is None else self._tenant_label(request)
+        return endpoint, method, tenant, status, latency
 
-    def _interned(self, found: dict[str, str]) -> LabelSet:
+    def _interned(self, facts: tuple[str | None, ...]) -> LabelSet:
         """The set of these and the constant labels; the recent ones are at hand.
 
         To make a set anew for every request took longer than all else a sampled
         request costs. What was cut, left out or overflown is worked out each time,
         for it is counted, and there may be room the next time.
         """
-        name = self._constant, tuple(found.items())
+        name = self._name, facts
         known = TABLE.recall(name)
         if known is not None:
             return known
+        known_facts = zip(self._keys, facts, strict=True)
+        found = {key: value for key, value in known_facts if value is not None}
         all_labels = {**dict(self._constant), **found}
         made = TABLE.intern_leniently(all_labels)
         if made.items == tuple(sorted(all_labels.items())):
@@ -139,23 +141,21 @@ class Labeller:
                 "stroboscope: %s failed; a label is missing", what, exc_info=error
             )
 
-    def _add_endpoint(self, found: dict[str, str], request: Observed) -> None:
+    def _endpoint_label(self, request: Observed) -> str | None:
         try:
             template = self._template(request.carrier)
             if template is not None and not isinstance(template, str):
                 raise LabelError(f"it returned {type(template).__name__}, not str")
             template = template or request.route_of_span()
-            found[self._keys["endpoint"]] = template or UNMATCHED
             if template and request.cell is not None:
                 request.cell.shown = template
+            return template or UNMATCHED
         except Exception as error:  # the user's function, or a framework we misread
-            found.pop(self._keys["endpoint"], None)
             self.failed(error, "the template function")
+            return None
 
-    def _add_tenant(self, found: dict[str, str], request: Observed) -> None:
-        if self._tenant is None:
-            return
-        if not request.tenant_known:
+    def _tenant_label(self, request: Observed) -> str | None:
+        if not request.tenant_known and self._tenant is not None:
             request.tenant_known = True
             try:
                 tenant = self._tenant(request.carrier)
@@ -164,8 +164,7 @@ class Labeller:
                     raise LabelError(f"it returned {type(tenant).__name__}, not str")
             except Exception as error:  # the user's function, on the user's data
                 self.failed(error, "the tenant function")
-        if request.tenant is not None:
-            found[self._keys["tenant"]] = request.tenant
+        return request.tenant
 
 
 class Observed:
