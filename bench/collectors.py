@@ -9,7 +9,7 @@ def measure(run):
     return {
         "heap": {
             "loops": {peer: run("heap", "loops", peer) for peer in ("ours", *PEERS)},
-            **{part: run("heap", part) for part in ("requests", "truth", "pause")},
+            **{part: run("heap", part) for part in ("requests", "served", "truth", "pause")},
         },
         "locks": run("locks"),
         "dump": run("dump"),
@@ -32,13 +32,15 @@ def heap_rows(heap):
         measure = f"heap, loop of {name}; {', '.join(others)}"
         found.append((measure, "<= 1.10", loop("ours", name), loop("ddtrace", name)))
     requests, truth, pause = heap["requests"], heap["truth"], heap["pause"]
+    served = heap["served"]
     on, fast = requests.get("heap", {}), requests.get("fast path alone", {})
     low, high = on.get("95 %", ("?", "?"))
     found.append(
         (
             "heap, CPU a request, FastAPI",
             "<= 1.02",
-            f"{on.get('ratio')}, 95 % {low} to {high}; hooks alone {fast.get('ratio')}",
+            f"{on.get('ratio')}, 95 % {low} to {high}; hooks alone {fast.get('ratio')}; "
+            f"uvicorn's {served.get('ratio')}, 95 % {served.get('95 %')}",
         )
     )
     errors = truth.get("mean error %", {})

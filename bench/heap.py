@@ -3,8 +3,8 @@
 `python -m bench.heap` prints a table and keeps the raw data. Loops: the same work with
 and without, interleaved in one process, CPU time, minimum of the rounds. Requests: a
 FastAPI application called in one thread, in spells of some 20 ms, off and on in turn,
-CPU time, median of the ratios. Truth: what three
-endpoints hold, known by construction, against what the profile says.
+CPU time, median of the ratios; and a uvicorn process, by the scheduler's account.
+Truth: what three endpoints hold, known by construction, against what the profile says.
 """
 
 import contextlib
@@ -171,17 +171,55 @@ def requests():
             pairs["both off"].append(await both(0, at))
         return pairs
 
-    found = {}
-    for name, pairs in asyncio.run(main()).items():
-        ratios = sorted(on / off for off, on in pairs)
-        reach = round(0.98 * math.sqrt(SPELLS))  # ranks of 95 % about the median
-        middle = SPELLS // 2
-        found[name] = {
-            "ratio": round(statistics.median(ratios), 4),
-            "95 %": [round(ratios[middle + k], 4) for k in (-reach, reach)],
-            "us": round(statistics.median(off for off, _ in pairs), 1),
-        }
-    return found
+    return {name: told(pairs) for name, pairs in asyncio.run(main()).items()}
+
+
+def told(pairs):
+    """The median of the ratios, on through off, and between what it is with 95 %."""
+    ratios = sorted(on / off for off, on in pairs)
+    reach = round(0.98 * math.sqrt(len(ratios)))  # ranks of 95 % about the median
+    middle = len(ratios) // 2
+    return {
+        "ratio": round(statistics.median(ratios), 4),
+        "95 %": [round(ratios[middle + k], 4) for k in (-reach, reach)],
+        "us": round(statistics.median(off for off, _ in pairs), 1),
+    }
+
+
+# ---- served -------------------------------------------------------------------------
+PAIRS = 240
+
+
+def served():
+    """CPU a request of a uvicorn process, rounds with the knob at zero and not in turn."""
+    import urllib.request
+
+    from bench import requests as served_by
+    from stroboscope.auth.tokens import Tokens
+    from stroboscope.settings import Settings
+
+    served_by.REQUESTS = 60
+    token = Tokens(Settings(keys=(served_by.KEY,), service="bench")).mint(["admin"], 3600)
+
+    def round_us(port, pid, rate):
+        switch = urllib.request.Request(
+            f"http://127.0.0.1:{port}/debug/settings",
+            json.dumps({"heap_rate_bytes": rate}).encode(),
+            {"Authorization": f"Bearer {token}", "Content-Type": "application/json"},
+            method="PUT",
+        )
+        urllib.request.urlopen(switch).read()
+        time.sleep(0.05)  # threads that end now would take what they used with them
+        return served_by.per_request_us(port, pid)
+
+    pairs = []
+    with served_by.serving("uvicorn") as (port, pid):
+        round_us(port, pid, 0)
+        for at in range(PAIRS):
+            rates = (0, RATE) if at % 2 else (RATE, 0)
+            found = {rate: round_us(port, pid, rate) for rate in rates}
+            pairs.append((found[0], found[RATE]))
+    return told(pairs)
 
 
 # ---- truth --------------------------------------------------------------------------
@@ -266,7 +304,13 @@ def pause():
     }
 
 
-PARTS = {"loops": loops, "requests": requests, "truth": truth, "pause": pause}
+PARTS = {
+    "loops": loops,
+    "requests": requests,
+    "served": served,
+    "truth": truth,
+    "pause": pause,
+}
 
 
 def run(part, *arguments):
@@ -294,7 +338,7 @@ def table(raw):
     mean = ", ".join(f"{e:+.1f} %" for e in truly["mean error %"].values())
     requested = "; ".join(
         f"{name} {one['ratio']} ({one['95 %'][0]} to {one['95 %'][1]})"
-        for name, one in raw["requests"].items()
+        for name, one in {**raw["requests"], "uvicorn's": raw["served"]}.items()
     )
     rows += [
         ("CPU a request, FastAPI", "<= 1.02", requested),
