@@ -196,15 +196,25 @@ class PortableDriver:
         del described
         return _pure_rest.walk(tasks, see, breathe, self._excluded, LABELS)
 
-    def open(self, moments: int, start_ns: int) -> int:
+    def open(self, moments: int, start_ns: int, *, copies: bool) -> int:
         """Open a window; samples from now or `start_ns` on belong to it.
 
-        None is kept by itself.
+        None is kept by itself. Raises: RuntimeError for `copies`.
         """
         del moments
+        if copies:
+            raise RuntimeError("native frames need the C engine")
         handle = next(self._handles)
         self._open[handle] = _Counts(start_ns)
         return handle
+
+    def copies(self) -> bytes:
+        """There are none."""
+        return b""
+
+    def machine(self) -> str:
+        """None whose registers can be read."""
+        return ""
 
     def close(self, handle: int, *, last: bool) -> Capture:
         """Hand out what a window has counted."""

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from stroboscope._core.flat import FlatStacks
 
-#: (file, qualified name, first line, line)
-Frame = tuple[str, str, int, int]
+#: (file, qualified name, first line, line), and of a native one its address
+Frame = tuple[str, str, int, int] | tuple[str, str, int, int, int]
 #: (index into stacks, cell serial or 0, samples, nanoseconds)
 Row = tuple[int, int, int, int]
 
@@ -17,7 +17,8 @@ Row = tuple[int, int, int, int]
 class Moment(NamedTuple):
     """One sample: when (CLOCK_MONOTONIC), on which thread of the system, its stack.
 
-    `serial` is the cell's, or 0; it stands for `weight` periods.
+    `serial` is the cell's, or 0; it stands for `weight` periods. `copy` is the number of
+    its C stack, where one was taken, or 0.
     """
 
     time_ns: int
@@ -25,6 +26,7 @@ class Moment(NamedTuple):
     stack: int
     tid: int
     weight: int
+    copy: int = 0
 
 
 #: Stands in a stack where its root-most frames were cut off.
@@ -51,3 +53,5 @@ class Capture:
     #: Its samples by time, where they were asked for, and periods beyond their limit.
     moments: Sequence[Moment] = ()
     late: int = 0
+    #: C stacks that nobody took before the end; see `_core/src/copies.h`.
+    copies: bytes = b""

@@ -44,7 +44,9 @@ class Driver(Protocol):
         described: bool,
     ) -> AtRest: ...
     def instances_of(self, kind: type[Any], cap: int) -> list[Any]: ...
-    def open(self, moments: int, start_ns: int) -> int: ...
+    def open(self, moments: int, start_ns: int, *, copies: bool) -> int: ...
+    def copies(self) -> bytes: ...
+    def machine(self) -> str: ...
     def close(self, handle: int, *, last: bool) -> Capture: ...
     def after_fork(self) -> None: ...
     def greet_thread(self, process: int) -> None: ...
@@ -102,6 +104,10 @@ class Window:
         """End a wait early, from any thread."""
         self._cancelled = True
 
+    def copies(self) -> bytes:
+        """The C stacks of samples since the last call, where they were asked for."""
+        return self._engine.copies()
+
     def close(self) -> Capture:
         """Stop collecting and hand out what there is. Idempotent."""
         with self._lock:
@@ -140,6 +146,7 @@ class Engine:
         limit: int = 4,
         moments: int = 0,
         start_ns: int = 0,
+        copies: bool = False,
     ) -> Window:
         """Start collecting.
 
@@ -147,7 +154,8 @@ class Engine:
         `seconds` is how long the caller means to stay, and what refused callers are
         told to wait for. With `moments`, so many samples are kept one by one as well,
         and all are taken at least at its rate while it is open. `start_ns` of
-        CLOCK_MONOTONIC is when samples begin to count, where that is not now.
+        CLOCK_MONOTONIC is when samples begin to count, where that is not now. With
+        `copies`, which one at a time may have, the C stacks of those moments as well.
         Raises: WindowsExhausted beyond `limit`; EngineUnavailable.
         """
         with self._lock:
@@ -160,7 +168,7 @@ class Engine:
                 self._driver.start(_NS // hz)
                 self._hz = hz
             try:
-                handle = self._driver.open(moments, start_ns)
+                handle = self._driver.open(moments, start_ns, copies=copies)
             except RuntimeError as error:
                 if not self._windows:
                     self._driver.stop()
@@ -171,6 +179,14 @@ class Engine:
             self._windows.add(window)
             self._settle()
             return window
+
+    def copies(self) -> bytes:
+        """Used by `Window.copies`."""
+        return self._driver.copies()
+
+    def machine(self) -> str:
+        """The processor whose registers can be copied; empty where they cannot."""
+        return self._driver.machine()
 
     @property
     def hz(self) -> int:

@@ -21,7 +21,7 @@ from stroboscope.errors import EngineUnavailable
 #: Threads, whose state the kernel is asked for, and tasks in one step.
 _THREAD_SLICE, _TASK_SLICE = 16, 100
 #: `sb_moment` of `_core/src/window.h`.
-_MOMENT = struct.Struct("<2Q3I4x")
+_MOMENT = struct.Struct("<2Q4I")
 
 
 def _resolve(cell: _native.LabelCell) -> None:
@@ -46,6 +46,8 @@ class NativeDriver:
     def __init__(self) -> None:
         self._period_ns = 0
         self._before: dict[str, int] = {}
+        #: The window that C stacks are copied for, or -1.
+        self._copying = -1
         #: Thread, or what it inherits from, its own method and ours, while in its place.
         self._bootstrap: tuple[type, Any, Any] | None = None
 
@@ -143,10 +145,21 @@ class NativeDriver:
                 setattr(owner, _BOOTSTRAP, original)
             self._bootstrap = None
 
-    def open(self, moments: int, start_ns: int) -> int:
+    def open(self, moments: int, start_ns: int, *, copies: bool) -> int:
         """Open a window; samples from now or `start_ns` on belong to it."""
         self._before = _native.info()
-        return _native.window_open(moments, start_ns)
+        handle = _native.window_open(moments, start_ns, copies)
+        if copies:
+            self._copying = handle
+        return handle
+
+    def copies(self) -> bytes:
+        """The C stacks of samples since the last call; see `_core/src/copies.h`."""
+        return _native.copies_take()
+
+    def machine(self) -> str:
+        """The processor, where its registers are known."""
+        return _native.MACHINE
 
     def close(self, handle: int, *, last: bool) -> Capture:
         """Stop the window, read it slice by slice, and free it.
@@ -157,6 +170,10 @@ class NativeDriver:
         """
         extent = _native.window_stop(handle)
         end_ns = time.time_ns() - (time.monotonic_ns() - extent["stop_ns"])
+        copies = b""
+        if handle == self._copying:
+            copies = _native.copies_take()
+            self._copying = -1
         try:
             self._resolve_live_cells()
             rows: list[Row] = slices(
@@ -182,6 +199,7 @@ class NativeDriver:
             notes=self._notes(extent),
             moments=moments,
             late=extent["late"],
+            copies=copies,
         )
 
     def _resolve_live_cells(self) -> None:

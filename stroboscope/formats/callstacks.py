@@ -68,7 +68,8 @@ def _interned(taken: Callstacks, breathe: Callable[[], object]) -> bytes:
     made = []
     cut = len(taken.frames)
     frames = (*taken.frames, ("", "[truncated]", 0, 0))
-    for at, (file, name, _, line) in enumerate(frames):
+    for at, one in enumerate(frames):
+        file, name, _, line = one[:4]
         name_id = names.setdefault(name, len(names) + 1)
         path_id = paths.setdefault(file, len(paths) + 1)
         made.append(

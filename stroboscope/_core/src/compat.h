@@ -67,6 +67,26 @@ sb_frame_previous(sb_frame *frame)
     return frame->previous;
 }
 
+/* An address in the C frame of the innermost evaluation loop, 0 where none runs: of what
+ * it keeps there itself. From the Python frame that it began with from 3.13 on, which
+ * follows those that were called without a C call. */
+SB_READS_STALE static inline uintptr_t
+sb_evaluation_address(PyThreadState *tstate)
+{
+#if PY_VERSION_HEX >= 0x030d0000
+    enum { INTERPRETERS_OWN = 3, HOPS = 4096 }; /* its name changed in 3.14 */
+    const sb_frame *frame = tstate->current_frame;
+    for (int hop = 0; frame != NULL && hop < HOPS; frame = frame->previous, hop++) {
+        if (frame->owner >= INTERPRETERS_OWN) {
+            return (uintptr_t)frame;
+        }
+    }
+    return 0;
+#else
+    return (uintptr_t)tstate->cframe;
+#endif
+}
+
 /* Whether the frames of the innermost evaluation hang together; call it before walking.
  *
  * 3.11 and 3.12 publish an evaluation's record (tstate->cframe, on the C stack) some

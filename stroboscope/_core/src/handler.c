@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "cell.h"
+#include "copies.h"
 #include "guard.h"
 #include "samples.h"
 
@@ -57,7 +58,8 @@ sb_walk(PyThreadState *tstate, sb_record *self, uint64_t at, uint32_t room, int 
 }
 
 static void
-take(sb_record *self, PyThreadState *tstate, uint64_t time_ns, uint32_t weight)
+take(sb_record *self, PyThreadState *tstate, uint64_t time_ns, uint32_t weight,
+     const ucontext_t *context)
 {
     uint64_t head = atomic_load_explicit(&self->head, memory_order_relaxed);
     uint64_t tail = atomic_load_explicit(&self->tail, memory_order_acquire);
@@ -91,8 +93,12 @@ take(sb_record *self, PyThreadState *tstate, uint64_t time_ns, uint32_t weight)
         return; /* no Python on this thread now, which is not a loss */
     }
     uint32_t depth = (uint32_t)found;
+    uint64_t copy = 0;
+    if (atomic_load_explicit(&sb_copies_wanted, memory_order_relaxed)) {
+        copy = sb_copy_take(context, tstate);
+    }
     self->ring[head & SB_RING_MASK] =
-        (uint64_t)weight << 32 | (uint64_t)(truncated != 0) << 16 | depth;
+        (uint64_t)weight << 32 | copy << 17 | (uint64_t)(truncated != 0) << 16 | depth;
     self->ring[(head + 1) & SB_RING_MASK] = time_ns;
     self->ring[(head + 2) & SB_RING_MASK] = serial;
     self->ring[(head + 3) & SB_RING_MASK] = atomic_load(&sb_sampling.period);
@@ -103,7 +109,7 @@ take(sb_record *self, PyThreadState *tstate, uint64_t time_ns, uint32_t weight)
 }
 
 static void
-on_timer(siginfo_t *info)
+on_timer(siginfo_t *info, const ucontext_t *context)
 {
     uint64_t began = sb_now_ns();
     /* Anybody may send SIGPROF: only what the kernel's timers send is followed, and
@@ -127,7 +133,7 @@ on_timer(siginfo_t *info)
         return;
     }
     atomic_fetch_add_explicit(&sb_sampling.counters.overruns, overrun, memory_order_relaxed);
-    take(self, tstate, began, 1 + overrun);
+    take(self, tstate, began, 1 + overrun, context);
     if (atomic_load(&sb_sampling.shows)) {
         sb_samples_take(tstate, 0);
     }
@@ -160,7 +166,7 @@ is_call(const siginfo_t *info)
 }
 
 static void
-on_sigprof(int Py_UNUSED(number), siginfo_t *info, void *Py_UNUSED(context))
+on_sigprof(int Py_UNUSED(number), siginfo_t *info, void *context)
 {
     int saved = errno;
     atomic_fetch_add(&sb_sampling.in_handler, 1);
@@ -168,7 +174,7 @@ on_sigprof(int Py_UNUSED(number), siginfo_t *info, void *Py_UNUSED(context))
         on_call();
     }
     else if (atomic_load(&sb_sampling.active)) {
-        on_timer(info);
+        on_timer(info, context);
     }
     atomic_fetch_sub(&sb_sampling.in_handler, 1);
     errno = saved;

@@ -10,6 +10,7 @@
 #include "births.h"
 #include "cell.h"
 #include "contention.h"
+#include "copies.h"
 #include "drainer.h"
 #include "extras.h"
 #include "greet.h"
@@ -110,6 +111,7 @@ after_fork(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
     sb_rest_after_fork();
     sb_wall_after_fork();
     sb_samples_after_fork();
+    sb_copies_after_fork();
     sb_births_after_fork();
     sb_publishing(0);
     sb_heap_after_fork();
@@ -154,19 +156,19 @@ window_open(PyObject *Py_UNUSED(module), PyObject *args)
 {
     Py_ssize_t moments;
     unsigned long long start_ns;
-    if (!PyArg_ParseTuple(args, "nK", &moments, &start_ns)) {
+    int copies;
+    if (!PyArg_ParseTuple(args, "nKp", &moments, &start_ns, &copies)) {
         return NULL;
     }
     if (moments < 0) {
         PyErr_SetString(PyExc_ValueError, "fewer moments than none");
         return NULL;
     }
-    int handle = sb_window_open((size_t)moments, start_ns);
-    if (handle < 0) {
+    int handle = sb_window_open((size_t)moments, start_ns, copies);
+    if (handle == -1) {
         PyErr_SetString(PyExc_RuntimeError, "all windows are in use");
-        return NULL;
     }
-    return PyLong_FromLong(handle);
+    return handle < 0 ? NULL : PyLong_FromLong(handle);
 }
 
 /* The handle, or -1 with an exception. */
@@ -357,7 +359,7 @@ execute(PyObject *module)
 {
     int failed = sb_method_init(module) < 0 || sb_cells_init(module) < 0 ||
                  sb_ledgers_init(module) < 0 || sb_heap_init(module) < 0 || sb_watch_init(module) < 0 ||
-                 sb_samples_init(module) < 0 ||
+                 sb_samples_init(module) < 0 || sb_copies_init(module) < 0 ||
                  sb_trace_init(module) < 0 || sb_timeline_init(module) < 0 ||
                  sb_extras_init(module) < 0 ||
                  sb_contention_init(module) < 0 ||

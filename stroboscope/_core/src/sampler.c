@@ -104,6 +104,7 @@ read_sample(const sb_record *self, uint64_t tail, sb_sample *sample)
     uint64_t head_word = self->ring[tail & SB_RING_MASK];
     sample->depth = (uint32_t)(head_word & 0xffff);
     sample->truncated = (int)(head_word >> 16 & 1);
+    sample->copy = (uint32_t)(head_word >> 17 & 0x7fff);
     sample->weight = (uint32_t)(head_word >> 32);
     sample->tid = (uint32_t)self->tid; /* the record is not used again before */
     sample->time_ns = self->ring[(tail + 1) & SB_RING_MASK];

@@ -24,6 +24,7 @@ typedef struct {
     uint32_t weight; /* 1 + timer overruns */
     uint32_t tid;    /* the system's id of the thread */
     uint32_t depth;
+    uint32_t copy; /* the slot of its C stack, 0 without one */
     int truncated;
     struct {
         PyCodeObject *code;

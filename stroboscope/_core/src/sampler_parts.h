@@ -17,7 +17,7 @@
 #define SB_RING_WORDS ((uint64_t)8192)
 #define SB_RING_MASK (SB_RING_WORDS - 1)
 
-/* A sample in a ring: weight, truncated and depth in one word; time; serial; period; then
+/* A sample in a ring: weight, copy, truncated and depth in one word; time; serial; period; then
  * code and offset of each frame, leaf first. */
 enum { SB_HEADER_WORDS = 4, SB_FRAME_WORDS = 2 };
 

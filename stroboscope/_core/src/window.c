@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "copies.h"
 #include "sampler.h"
 #include "stacks.h"
 #include "table.h"
@@ -13,6 +14,7 @@ typedef struct {
 
 static struct window {
     int in_use;
+    int copies;                 /* C stacks are taken for it */
     uint64_t start_ns, stop_ns; /* CLOCK_MONOTONIC; stop 0 while it runs */
     uint64_t full;              /* samples lost because a table was full */
     sb_table rows;              /* key: stack, serial low, serial high */
@@ -51,18 +53,21 @@ add_row(struct window *window, int64_t stack, const sb_sample *sample)
     return 1;
 }
 
-static void
+/* The number its C stack has from now on, 0 where it is not kept. */
+static uint32_t
 add_moment(struct window *window, int64_t stack, const sb_sample *sample)
 {
     if (window->moment_count == window->moments_max ||
         sb_reserve((void **)&window->moments, &window->moment_room, window->moment_count,
                    sizeof *window->moments) < 0) {
         window->late += sample->weight;
-        return;
+        return 0;
     }
+    uint32_t copy = window->copies && sample->copy ? sb_copy_number(sample->copy) : 0;
     window->moments[window->moment_count++] =
         (sb_moment){sample->time_ns, sample->serial, (uint32_t)stack,
-                    sample->tid,     sample->weight, 0};
+                    sample->tid,     sample->weight, copy};
+    return copy;
 }
 
 static void
@@ -70,6 +75,7 @@ consume(const sb_sample *sample)
 {
     int64_t stack = 0;
     int resolved = 0;
+    uint32_t copy = 0;
     for (int i = 0; i < SB_WINDOWS_MAX; i++) {
         struct window *window = &windows[i];
         if (!window->in_use || sample->time_ns < window->start_ns ||
@@ -81,8 +87,11 @@ consume(const sb_sample *sample)
             resolved = 1;
         }
         if (add_row(window, stack, sample) && window->moments_max) {
-            add_moment(window, stack, sample);
+            copy |= add_moment(window, stack, sample);
         }
+    }
+    if (sample->copy && !copy) {
+        sb_copy_free(sample->copy);
     }
 }
 
@@ -119,12 +128,16 @@ sb_windows_open(void)
 }
 
 int
-sb_window_open(size_t moments, uint64_t start_ns)
+sb_window_open(size_t moments, uint64_t start_ns, int copies)
 {
     for (int i = 0; i < SB_WINDOWS_MAX; i++) {
         if (!windows[i].in_use) {
+            if (copies && sb_copies_begin() < 0) {
+                return -2;
+            }
             memset(&windows[i], 0, sizeof windows[i]);
             windows[i].in_use = 1;
+            windows[i].copies = copies;
             windows[i].moments_max = moments;
             sb_stacks_use(SB_OF_WINDOWS);
             uint64_t now_ns = sb_now_ns();
@@ -151,6 +164,9 @@ void
 sb_window_free(int handle)
 {
     struct window *window = &windows[handle];
+    if (window->copies) {
+        sb_copies_end();
+    }
     sb_table_clear(&window->rows);
     free(window->amounts);
     free(window->moments);

@@ -16,8 +16,9 @@
 
 /* Open a window for samples from now on, or from a later moment of CLOCK_MONOTONIC; its
  * handle, or -1 when all are in use. It keeps the moments of its first `moments` samples
- * as well. */
-int sb_window_open(size_t moments, uint64_t start_ns);
+ * as well; with `copies`, which one at a time may have, their C stacks. -2 with an
+ * exception where those cannot be had. */
+int sb_window_open(size_t moments, uint64_t start_ns, int copies);
 /* Close it for samples; it can still be read. */
 void sb_window_stop(int handle);
 /* Forget it. */
@@ -32,7 +33,7 @@ void sb_windows_after_fork(void);
 /* A sample by itself; Python's side knows it as well. */
 typedef struct {
     uint64_t time_ns, serial;
-    uint32_t stack, tid, weight, reserved;
+    uint32_t stack, tid, weight, copy; /* the number of its C stack, 0 without one */
 } sb_moment;
 
 /* {"start_ns", "stop_ns", "rows", "full", "late"}: periods that found a table full, and
