@@ -2,7 +2,8 @@
 
 Source: google/pprof proto/profile.proto, and what the validators of pprof, Parca,
 Pyroscope and Alloy demand: ids sequential from 1, one mapping that says it has names,
-location addresses that are the same in every profile of the same place.
+location addresses that are the same in every profile of the same place. Native frames
+are in mappings of their own, from 2.
 """
 
 from __future__ import annotations
@@ -15,7 +16,15 @@ from dataclasses import replace
 
 from stroboscope._core.flat import FlatStacks
 from stroboscope.formats._wire import block, number, packed
-from stroboscope.formats.profile import Columns, Frame, Labels, Profile, columns, drain
+from stroboscope.formats.profile import (
+    Columns,
+    Frame,
+    Labels,
+    Mapping,
+    Profile,
+    columns,
+    drain,
+)
 
 # Field numbers of profile.proto.
 SAMPLE_TYPE, SAMPLE, MAPPING, LOCATION, FUNCTION, STRINGS = 1, 2, 3, 4, 5, 6
@@ -23,7 +32,8 @@ TIME_NANOS, DURATION_NANOS, PERIOD_TYPE, PERIOD = 9, 10, 11, 12
 COMMENT, DEFAULT_SAMPLE_TYPE = 13, 14
 SAMPLE_LOCATIONS, SAMPLE_VALUES, SAMPLE_LABEL = 1, 2, 3
 LABEL_KEY, LABEL_STR = 1, 2
-MAPPING_ID, MAPPING_FILE = 1, 5
+MAPPING_ID, MAPPING_START, MAPPING_LIMIT, MAPPING_OFFSET = 1, 2, 3, 4
+MAPPING_FILE, MAPPING_BUILD_ID = 5, 6
 MAPPING_HAS = (7, 8, 9)  # functions, filenames, line numbers
 LOCATION_ID, LOCATION_MAPPING, LOCATION_ADDRESS, LOCATION_LINE = 1, 2, 3, 4
 LINE_FUNCTION, LINE_LINE = 1, 2
@@ -166,10 +176,9 @@ class _Writer:
             block(SAMPLE_TYPE, self._value_type(t.type, t.unit)) for t in p.sample_types
         ]
         samples = self._samples()
-        mapping = number(MAPPING_ID, 1) + number(MAPPING_FILE, self._string(p.mapping))
-        mapping += b"".join(number(field, 1) for field in MAPPING_HAS)
         tail: list[bytes | bytearray] = [
-            block(MAPPING, mapping),
+            self._mapping(1, Mapping(p.mapping, "", 0, 0, 0)),
+            *(self._mapping(at, one) for at, one in enumerate(p.mappings, 2)),
             self._location_parts,
             self._function_parts,
             number(TIME_NANOS, p.time_ns),
@@ -197,6 +206,26 @@ class _Writer:
 
     def _value_type(self, kind: str, unit: str) -> bytes:
         return number(1, self._string(kind)) + number(2, self._string(unit))
+
+    def _mapping(self, number_: int, of: Mapping) -> bytes:
+        return block(
+            MAPPING,
+            number(MAPPING_ID, number_)
+            + number(MAPPING_START, of.start)
+            + number(MAPPING_LIMIT, of.limit)
+            + number(MAPPING_OFFSET, of.offset)
+            + number(MAPPING_FILE, self._string(of.path))
+            + number(MAPPING_BUILD_ID, self._string(of.build_id))
+            + b"".join(number(field, 1) for field in MAPPING_HAS),
+        )
+
+    def _mapping_of(self, frame: Frame) -> int:
+        """Its number; the first where the profile has none for a native frame."""
+        if frame.address:
+            for number_, one in enumerate(self._profile.mappings, 2):
+                if one.path == frame.file and one.start <= frame.address < one.limit:
+                    return number_
+        return 1
 
     def _samples(self) -> bytearray:
         table = self._table
@@ -243,7 +272,7 @@ class _Writer:
         self._location_parts += block(
             LOCATION,
             number(LOCATION_ID, number_)
-            + number(LOCATION_MAPPING, 1)
+            + number(LOCATION_MAPPING, self._mapping_of(frame))
             + number(LOCATION_ADDRESS, self._address(frame))
             + block(LOCATION_LINE, line),
         )
@@ -277,8 +306,11 @@ class _Writer:
 def stable_address(frame: Frame) -> int:
     """A non-zero 62-bit number, the same for a place in every process.
 
-    Alloy computes deltas by address, so it must not depend on the order of frames.
+    Alloy computes deltas by address, so it must not depend on the order of frames. A
+    native frame has one.
     """
+    if frame.address:
+        return frame.address
     text = f"{frame.file}\0{frame.function}\0{frame.line}"
     digest = hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 2 or 1

@@ -15,6 +15,7 @@ from stroboscope.formats.profile import (
     Columns,
     Frame,
     Labels,
+    Mapping,
     Profile,
     ValueType,
     drain,
@@ -87,6 +88,10 @@ class _Reader:
         if not self._strings or self._strings[0] != "":
             raise ProfileFormatError("not a pprof profile: no string table")
         self._functions = dict(map(self._function, self._get(f.FUNCTION)))
+        found = map(self._read_mapping, self._get(f.MAPPING))
+        _, self._mapping = next(found, (0, Mapping("", "", 0, 0, 0)))
+        # Of those after the first, as we write them: libraries that have addresses.
+        self._mappings = {at: one for at, one in found if one.start < one.limit}
         self._frames: dict[Frame, int] = {}
         self._locations = dict(map(self._location, self._get(f.LOCATION)))
 
@@ -101,10 +106,6 @@ class _Reader:
         types = tuple(self._value_type(_bytes(v)) for v in self._get(f.SAMPLE_TYPE))
         if not types:
             raise ProfileFormatError("not a pprof profile: no sample types")
-        mapping = ""
-        for value in self._get(f.MAPPING)[:1]:
-            at = dict(fields(_bytes(value))).get(f.MAPPING_FILE, 0)
-            mapping = self._strings[_number(at)]
         period = self._get(f.PERIOD_TYPE)
         comments = [n for value in self._get(f.COMMENT) for n in numbers(value)]
         return Profile(
@@ -116,7 +117,8 @@ class _Reader:
             duration_ns=signed(self._last(f.DURATION_NANOS)),
             comments=tuple(self._strings[at] for at in comments),
             default_sample_type=self._strings[self._last(f.DEFAULT_SAMPLE_TYPE)],
-            mapping=mapping,
+            mapping=self._mapping.path,
+            mappings=tuple(self._mappings.values()),
         )
 
     def _value_type(self, data: bytes) -> ValueType:
@@ -124,6 +126,16 @@ class _Reader:
         return ValueType(
             self._strings[_number(parts.get(1, 0))],
             self._strings[_number(parts.get(2, 0))],
+        )
+
+    def _read_mapping(self, value: int | bytes) -> tuple[int, Mapping]:
+        parts = {key: _number(v) for key, v in fields(_bytes(value))}
+        return parts.get(f.MAPPING_ID, 0), Mapping(
+            self._strings[parts.get(f.MAPPING_FILE, 0)],
+            self._strings[parts.get(f.MAPPING_BUILD_ID, 0)],
+            parts.get(f.MAPPING_START, 0),
+            parts.get(f.MAPPING_LIMIT, 0),
+            parts.get(f.MAPPING_OFFSET, 0),
         )
 
     def _function(self, value: int | bytes) -> tuple[int, tuple[str, str, int]]:
@@ -139,14 +151,20 @@ class _Reader:
         """Its id, and the numbers of its frames, innermost first."""
         self._breathe()
         found: list[int] = []
-        number = 0
+        number = address = 0
+        mapping: Mapping | None = None
         for field, part in fields(_bytes(value)):
             if field == f.LOCATION_ID:
                 number = _number(part)
+            elif field == f.LOCATION_MAPPING:
+                mapping = self._mappings.get(_number(part))
+            elif field == f.LOCATION_ADDRESS:
+                address = _number(part)
             elif field == f.LOCATION_LINE:
                 line = {key: _number(v) for key, v in fields(_bytes(part))}
                 file, name, start = self._functions[line[f.LINE_FUNCTION]]
-                frame = Frame(file, name, start, line.get(f.LINE_LINE, 0))
+                at = address if mapping and file == mapping.path else 0
+                frame = Frame(file, name, start, line.get(f.LINE_LINE, 0), at)
                 found.append(self._frames.setdefault(frame, len(self._frames)))
         return number, tuple(found)
 

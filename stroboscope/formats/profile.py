@@ -26,12 +26,30 @@ def drain(large: dict[Any, Any] | list[Any], breathe: Callable[[], None]) -> Non
 
 
 class Frame(NamedTuple):
-    """A place in the source; `start_line` is its function's first line."""
+    """A place in the source; `start_line` is its function's first line.
+
+    One of native code has its library as `file`, no lines, and the `address` of its
+    function, which is in one of the profile's mappings.
+    """
 
     file: str
     function: str
     start_line: int
     line: int
+    address: int = 0
+
+
+class Mapping(NamedTuple):
+    """A library with native frames: whose addresses are from `start` to `limit`.
+
+    `offset` is where its code is in the file; `build_id` in hexadecimal digits.
+    """
+
+    path: str
+    build_id: str
+    start: int
+    limit: int
+    offset: int
 
 
 class ValueType(NamedTuple):
@@ -145,6 +163,7 @@ class Profile:
     comments: tuple[str, ...] = ()
     default_sample_type: str = ""
     mapping: str = "python"
+    mappings: tuple[Mapping, ...] = ()
 
     def total(self, index: int = -1) -> int:
         """Sum of one value over all samples."""
@@ -225,7 +244,12 @@ def merge(profiles: list[Profile], breathe: Callable[[], None] = _no_breath) -> 
         time_ns=min(p.time_ns for p in profiles),
         duration_ns=max(p.duration_ns for p in profiles),
         comments=tuple(dict.fromkeys(c for p in profiles for c in p.comments)),
+        mappings=_united(profiles),
     )
+
+
+def _united(profiles: Iterable[Profile]) -> tuple[Mapping, ...]:
+    return tuple(sorted({one for profile in profiles for one in profile.mappings}))
 
 
 def subtract(
@@ -250,4 +274,5 @@ def subtract(
         samples=changed,
         time_ns=min(profile.time_ns, base.time_ns),
         duration_ns=max(profile.duration_ns, base.duration_ns),
+        mappings=_united([profile, base]),
     )

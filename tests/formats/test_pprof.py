@@ -1,6 +1,8 @@
 """Profiles are what pprof, Parca, Pyroscope and Alloy accept, and read back equal."""
 
 import gzip
+import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from stroboscope.formats.pprof import encode, prune, stable_address
 from stroboscope.formats.pprof_reader import decode
 from stroboscope.formats.profile import (
     Frame,
+    Mapping,
     Profile,
     Sample,
     ValueType,
@@ -47,7 +50,16 @@ def sample(endpoint: str, count: int = 1) -> Sample:
 
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
-frame = st.builds(Frame, text, text, st.integers(0, 1 << 31), st.integers(0, 1 << 31))
+line = st.integers(0, 1 << 31)
+LIBRARY = Mapping("/lib/a.so", "a1b2", 1 << 32, 2 << 32, 4096)
+
+
+def native(name: str) -> Frame:
+    address = LIBRARY.start + zlib.crc32(name.encode())
+    return Frame(LIBRARY.path, name, 0, 0, address)
+
+
+frame = st.builds(Frame, text, text, line, line, st.just(0)) | st.builds(native, text)
 any_sample = st.builds(
     Sample,
     st.lists(frame, max_size=5).map(tuple),
@@ -63,10 +75,11 @@ any_sample = st.builds(
 @given(st.lists(any_sample, max_size=8))
 def test_what_is_written_reads_back_equal(samples: list[Sample]) -> None:
     """The reader is the writer's inverse, up to adding up equal samples."""
-    written = profile(*samples)
+    written = replace(profile(*samples), mappings=(LIBRARY,))
     read = decode(encode(written))
 
     assert read.samples == aggregate(samples)
+    assert read.mappings == written.mappings
     assert (read.sample_types, read.period, read.comments, read.duration_ns) == (
         written.sample_types,
         written.period,
