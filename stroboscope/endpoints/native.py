@@ -1,4 +1,4 @@
-"""Stacks that go on into C: `/debug/stacks?native=1`, and why not for profiles."""
+"""Stacks that go on into C: `/debug/stacks?native=1`, and whether profiles can have it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,7 @@ from stroboscope.errors import EngineUnavailable
 from stroboscope.profiles import native_stacks
 from stroboscope.profiles.native_stacks import NativeStack
 
-NO_PROFILE = (
-    "a profile with native frames is not available: what reads them from outside knows "
-    "no labels; see /debug/stacks?native=1"
-)
+NO_WALL = "native frames are in the CPU profile only: /debug/pprof/profile?native=1"
 
 
 def is_wanted(call: Call) -> bool:

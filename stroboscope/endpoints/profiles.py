@@ -33,57 +33,79 @@ from stroboscope.errors import EngineUnavailable, WindowsExhausted
 from stroboscope.formats import text
 from stroboscope.formats.pprof import encode, prune
 from stroboscope.formats.profile import Profile, columns, subtract
-from stroboscope.profiles import stacks
+from stroboscope.profiles import native_frames, stacks
 from stroboscope.profiles.breath import Breath
 from stroboscope.profiles.cpu import collect_cpu
+from stroboscope.profiles.native_cpu import collect_native_cpu
 from stroboscope.profiles.stacks import Snapshot
 from stroboscope.profiles.wall import collect_wall
 
 BUSY = "Could not enable CPU profiling: cpu profiling already in use"
 FORENSIC_HZ = 1000
+#: Profiles that are taken alone, as their lease calls them.
+FORENSIC, NATIVE = "forensic profile", "native profile"
 #: A capture on a worker with a timeout takes no more of it than this.
 TIMEOUT_SHARE = 0.7
 #: Those that `gc=1` means something to.
 OF_MEMORY = ("allocs", "heap")
 #: What a capture says it was asked with.
-KEPT = ("seconds", "forensic", "gc", "worker")
+KEPT = ("seconds", "forensic", "native", "gc", "worker")
 NAMES = ("allocs", "block", "goroutine", "heap", "mutex", "threadcreate")
 _ADDRESS = re.compile(rb"0[xX][0-9a-fA-F]{1,16}")
 
 
 def profile(call: Call) -> Response:
-    """A CPU profile; with `forensic=1` alone and at the kernel's full rate."""
+    """A CPU profile; with `forensic=1` alone and at the kernel's full rate.
+
+    With `native=1` its stacks go on into C; alone, too.
+    """
     request = call.request
     if refused := too_long(call, _cap_s(call)):
         return refused
     seconds, clamped = profile_seconds(request.query, _cap_s(call))
-    if native.is_wanted(call):
-        return refusal(request, 501, native.NO_PROFILE)
-    if first(request.query, "forensic") != "1":
+    kind = _alone(call)
+    if not kind:
         return _timed(call, "profile", collect_cpu, seconds, clamped)
+    collect = collect_cpu
+    if native.is_wanted(call):
+        collect = collect_native_cpu
+        if why := native_frames.refusal():
+            return refusal(request, 501, why)
     try:
         with call.desk.leases.hold(
-            "forensic profile", call.grant.token_id, seconds, is_peer=call.is_peer
+            kind, call.grant.token_id, seconds, is_peer=call.is_peer
         ) as lease:
-            before, knob = engine.hz, call.desk.knobs.get("cpu_hz")
-            try:
-                answer = _timed(call, "profile", collect_cpu, seconds, clamped, lease)
-            finally:
-                # A knob that was switched, or has run out, meanwhile is not undone.
-                now = call.desk.knobs.get("cpu_hz")
-                engine.set_rate(before if before and now == knob else now)
+            take = partial(_timed, call, "profile", collect, seconds, clamped, lease)
+            answer = take() if kind == NATIVE else _at_full_rate(call, take)
     except LeaseTaken as taken:
         return taken_response(call, taken)
     return fenced(call, lease, answer)
 
 
+def _at_full_rate(call: Call, take: Callable[..., Response]) -> Response:
+    before, knob = engine.hz, call.desk.knobs.get("cpu_hz")
+    try:
+        return take(hz=FORENSIC_HZ)
+    finally:
+        # A knob that was switched, or has run out, meanwhile is not undone.
+        now = call.desk.knobs.get("cpu_hz")
+        engine.set_rate(before if before and now == knob else now)
+
+
+def _alone(call: Call) -> str:
+    """What a CPU profile is called that is taken alone; empty for any other."""
+    if first(call.request.query, "forensic") == "1":
+        return FORENSIC
+    return NATIVE if native.is_wanted(call) else ""
+
+
 def under_lease(call: Call, seconds: float, take: Callable[[], Response]) -> Response:
-    """What `take` answers, for who is no worker: alone where the capture is forensic."""
-    if first(call.request.query, "forensic") != "1":
+    """What `take` answers, for who is no worker: alone where the capture is."""
+    if not (kind := _alone(call)):
         return take()
     owner = call.grant.token_id
     try:
-        with call.desk.leases.hold("forensic profile", owner, seconds) as lease:
+        with call.desk.leases.hold(kind, owner, seconds) as lease:
             answer = take()
     except LeaseTaken as taken:
         return taken_response(call, taken)
@@ -92,6 +114,8 @@ def under_lease(call: Call, seconds: float, take: Callable[[], Response]) -> Res
 
 def wall(call: Call) -> Response:
     """Time on and off the CPU, of threads and suspended tasks."""
+    if native.is_wanted(call):
+        return refusal(call.request, 501, native.NO_WALL)
     if refused := too_long(call, _cap_s(call)):
         return refused
     seconds, clamped = profile_seconds(call.request.query, _cap_s(call))
@@ -106,8 +130,9 @@ def _timed(
     seconds: float,
     clamped: bool,
     lease: Lease | None = None,
+    hz: int | None = None,
 ) -> Response:
-    """What samples over `seconds`; at the full rate for who holds a lease."""
+    """What samples over `seconds`, while its lease holds; at `hz` everybody, if given."""
     desk, request = call.desk, call.request
     began_s = time.monotonic()
     windows: list[Window] = []
@@ -115,8 +140,8 @@ def _timed(
     def on_window(window: Window) -> None:
         windows.append(window)
         request.cancellation.on_cancel(window.cancel)
-        if lease is not None:
-            engine.set_rate(FORENSIC_HZ)
+        if hz is not None:
+            engine.set_rate(hz)
 
     def look() -> None:
         desk.governor.look()
@@ -127,7 +152,7 @@ def _timed(
         collected = collect(
             seconds,
             on_window,
-            hz=desk.knobs.get("cpu_hz") if lease is None else FORENSIC_HZ,
+            hz=hz or desk.knobs.get("cpu_hz"),
             windows=desk.settings.windows,
             each=look,
             start_ns=call.start_ns,

@@ -94,7 +94,7 @@ ROUTES = (
         {
             **_SECONDS,
             "forensic": "1: at the full rate, alone",
-            "native": "1: 501, and why",
+            "native": "1: stacks go on into C, alone; 501 with why not",
         },
         joined=profiles.capture_s,
         is_sliced=True,

@@ -151,7 +151,7 @@ ERRORS = {
     406: ("/gc", {"headers": {"Accept": "a/b"}}),
     414: ("/pprof/heap?" + "x" * 9000, {}),
     415: ("/pprof/heap", {"headers": {"Content-Encoding": "gzip"}}),
-    501: ("/pprof/profile?native=1", {}),
+    501: ("/pprof/wall?native=1", {}),
 }
 
 

@@ -2,21 +2,24 @@
 
 import json
 import os
+import re
 import shutil
 import sys
 import sysconfig
 import threading
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from asking import SETTINGS, asgi_inner, ask_asgi, bearer, token
 
+from stroboscope._core import engine
+from stroboscope.formats.pprof_reader import decode
 from stroboscope.integrations import asgi
-from stroboscope.profiles import native_stacks
+from stroboscope.profiles import native_cpu, native_frames, native_stacks
 
 PY_SPY = shutil.which("py-spy", path=sysconfig.get_path("scripts"))
 needs_py_spy = pytest.mark.skipif(
@@ -76,12 +79,100 @@ def test_it_is_for_an_admin_and_once_in_ten_seconds() -> None:
     assert 1 <= int(again.headers["Retry-After"]) <= 11
 
 
-def test_a_profile_says_that_it_has_no_native_frames() -> None:
-    """501 at once, rather than samples without labels."""
-    answer = ask_asgi("/debug/pprof/profile?seconds=30&native=1", bearer(token()))
+PROFILE = "/debug/pprof/profile?native=1&seconds="
+
+
+@pytest.mark.native
+@pytest.mark.usefixtures("deflating")
+def test_a_profile_goes_on_into_c(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Functions of zlib's library on top of Python's, and where that was proven."""
+    monkeypatch.setattr(native_cpu, "ANSWER_S_CAP", 30.0)
+    answer = ask_asgi(PROFILE + "0.6", bearer(token()))
+    assert answer.status == 200, answer.body
+    found = decode(answer.body)
+
+    (path,) = {
+        frame.file
+        for sample in found.samples
+        for frame in sample.stack
+        if frame.function == "deflate"
+    }
+    assert path in [mapping.path for mapping in found.mappings]
+    assert any("native frames: followed" in said for said in found.comments)
+    folded = ask_asgi(PROFILE + "0.4&format=folded", bearer(token())).body.decode()
+    assert re.search(r"work \([^;]*\);.*zlib_compress \([^;]*\);deflate ", folded)
+
+
+@pytest.mark.native
+def test_one_such_profile_at_a_time() -> None:
+    """While one is taken another is told when to come again; a plain one is served."""
+    served, answers = app(), []
+    first = threading.Thread(
+        target=lambda: answers.append(
+            ask_asgi(PROFILE + "30", bearer(token()), app=served)
+        )
+    )
+    first.start()
+    while not engine.info().windows:
+        time.sleep(0.01)
+    second = ask_asgi(PROFILE + "0.1", bearer(token()), app=served)
+    plain = ask_asgi("/debug/pprof/profile?seconds=0.1", bearer(token()), app=served)
+    engine.cancel_all()
+    first.join()
+
+    assert (second.status, second.body) == (429, b"a native profile is being taken\n")
+    assert 1 <= int(second.headers["Retry-After"]) <= 40
+    assert (plain.status, answers[0].status) == (200, 200)
+
+
+def without_elftools(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(native_frames.importlib.util, "find_spec", lambda name: None)
+
+
+def without_python(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(native_frames.sys, "executable", "/usr/bin/uwsgi")
+    patch.setattr(native_frames.sysconfig, "get_config_var", lambda name: "/nowhere")
+
+
+def elsewhere(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(native_frames.sys, "platform", "darwin")
+
+
+def on_another_machine(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(type(native_frames.engine), "machine", lambda self: "")
+
+
+@pytest.mark.native
+@pytest.mark.parametrize(
+    ("without", "reason"),
+    [
+        (without_elftools, b"stroboscope[native]"),
+        (without_python, b"a Python that can be started"),
+        (elsewhere, b"need Linux"),
+        (on_another_machine, b"x86-64 or AArch64"),
+    ],
+)
+def test_a_profile_that_cannot_have_them_says_why(
+    monkeypatch: pytest.MonkeyPatch,
+    without: Callable[[pytest.MonkeyPatch], None],
+    reason: bytes,
+) -> None:
+    """501 at once, rather than a profile that is not what was asked for."""
+    without(monkeypatch)
+    began_s = time.monotonic()
+    answer = ask_asgi(PROFILE + "30", bearer(token()))
 
     assert answer.status == 501
-    assert b"knows no labels" in answer.body
+    assert reason in answer.body
+    assert time.monotonic() - began_s < 10
+
+
+def test_a_wall_profile_has_none() -> None:
+    """Its threads at rest are read without their C stacks."""
+    answer = ask_asgi("/debug/pprof/wall?seconds=30&native=1", bearer(token()))
+
+    assert answer.status == 501
+    assert b"/debug/pprof/profile?native=1" in answer.body
 
 
 def test_without_py_spy_the_reason_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,6 +32,7 @@ from stroboscope.formats.profile import Profile
 from stroboscope.formats.timeline import Timeline
 from stroboscope.labels import TABLE, label_set
 from stroboscope.profiles import heap, stacks, wall
+from stroboscope.profiles.native_cpu import collect_native_cpu
 from stroboscope.tracing import recorder
 
 VARIABLES = [contextvars.ContextVar[int](f"v{i}") for i in range(200)]
@@ -285,6 +286,32 @@ def stacks_are_read_at_rest() -> None:
             WALL["right" if label == names.pop()[-1] else "wrong"] += 1
 
 
+NATIVE: Counter[str] = Counter()
+
+
+def native_frames_are_taken(end: float) -> None:
+    """One capture after the other; their labels and where C goes on are judged."""
+    while time.monotonic() < end:
+        with contextlib.suppress(WindowsExhausted):
+            profile = collect_native_cpu(0.5, lambda window: None, hz=1000, windows=8)
+            judge_native(profile)
+
+
+def judge_native(profile: Profile) -> None:
+    for sample in profile.samples:
+        is_native = [frame.address != 0 for frame in sample.stack]
+        NATIVE["samples"] += sample.values[0]
+        NATIVE["native"] += sample.values[0] * any(is_native)
+        # C calls are above all of Python's, a mark where they could not be followed.
+        NATIVE["wrong"] += is_native != sorted(is_native, reverse=True)
+        names = {frame.function for frame in sample.stack} & {"burn_a", "burn_b"}
+        label = dict(sample.labels).get("name")
+        if label and len(names) == 1:
+            NATIVE["right" if label == names.pop()[-1] else "wrong"] += 1
+    NATIVE["cut"] += any("[not followed]" in said for said in profile.comments)
+    NATIVE["none"] += any("native frames: none" in said for said in profile.comments)
+
+
 WORK = (
     locks_are_fought_over,
     stacks_are_read_at_rest,
@@ -390,6 +417,7 @@ def main(seconds: float) -> int:
         threading.Thread(target=worker, args=(end, failures), daemon=True)
         for _ in range(3)
     ]
+    some.append(threading.Thread(target=native_frames_are_taken, args=(end,)))
     for thread in some:
         thread.start()
     with left_samples(folder, seen):
@@ -413,15 +441,16 @@ def main(seconds: float) -> int:
     print(dict(seen), {k: v for k, v in counters.items() if v}, _native.heap_info())
     for failure in failures:
         print("failed:", repr(failure))
-    print("wall", dict(WALL))
+    print("wall", dict(WALL), "native", dict(NATIVE), _native.copies_counts())
     wrong = (
         seen["wrong"]
+        + NATIVE["wrong"]
         + seen["left wrong"]
         + seen["heap wrong"]
         + seen["heap below zero"]
         + WALL["wrong"]
     )
-    looked = seen["right"] and seen["heap right"] and seen["left"]
+    looked = all((seen["right"], seen["heap right"], seen["left"], NATIVE["right"]))
     return 1 if failures or wrong or not looked else 0
 
 
