@@ -136,6 +136,16 @@ def set_region_spans(
 ) -> None:
     """Whom to tell of each region that is recorded: as it begins, and as it ends."""
 
+def set_span_place(
+    ask: Callable[[], Any | None], var: object, key: object, /
+) -> None:
+    """Where OpenTelemetry's API keeps the current span, if that is known, and how to
+    ask it.
+    """
+
+def current_span() -> Any | None:
+    """OpenTelemetry's current span, or None."""
+
 def trace_open(file: int, events: int, service: str, /) -> None: ...
 def trace_close() -> None: ...
 def trace_want(who: int, is_wanted: bool, /) -> None: ...

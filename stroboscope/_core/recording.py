@@ -13,11 +13,13 @@ from stroboscope.errors import EngineUnavailable
 AVAILABLE = True
 try:
     from stroboscope._core._native import (
+        current_span,
         log,
         perfetto_write,
         region,
         set_region_decorator,
         set_region_spans,
+        set_span_place,
         timeline_read,
         timeline_text,
         trace_after_fork,
@@ -52,7 +54,7 @@ except ImportError:
     def _nothing(*args: Any) -> Any:
         return None
 
-    set_region_spans = _nothing
+    set_region_spans = set_span_place = current_span = _nothing
     perfetto_write = timeline_read = timeline_text = _missing
     trace_after_fork = trace_capture_begin = trace_capture_drain = _missing
     trace_capture_end = trace_close = trace_fraction = trace_info = _missing
@@ -72,11 +74,13 @@ __all__ = [
     "EVENTS_MIN",
     "EVENT_BYTES",
     "FLIGHT",
+    "current_span",
     "log",
     "perfetto_write",
     "region",
     "set_region_decorator",
     "set_region_spans",
+    "set_span_place",
     "timeline_read",
     "timeline_text",
     "trace_after_fork",

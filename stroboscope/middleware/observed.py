@@ -12,7 +12,8 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-from stroboscope._core import LABELS, LabelCell, recording
+from stroboscope._core import LABELS, LabelCell
+from stroboscope._core.recording import CAPTURE, current_span, trace_wanted
 from stroboscope._greenlets import Log
 from stroboscope.errors import LabelError
 from stroboscope.labels import TABLE, LabelSet
@@ -214,16 +215,18 @@ class Observed:
         #: Whether a rule was met, before the end.
         self.is_judged = False
         labeller.begin()
-        if recording.trace_wanted():
-            self._begin_task(self.cell)
+        if trace_wanted():
+            kind = method if isinstance(method, str) and method in METHODS else "OTHER"
+            span = current_span()
+            if span is None:
+                self.is_recorded = self.cell.begin_task(kind, None, self.link())
+            else:
+                self._begin_in_span(self.cell, kind, span)
 
-    def _begin_task(self, cell: LabelCell) -> None:
-        is_known = isinstance(self.method, str) and self.method in METHODS
-        kind = str(self.method) if is_known else "OTHER"
-        span = otel.current_span()
+    def _begin_in_span(self, cell: LabelCell, kind: str, span: Any) -> None:
         link = otel.link_of(span) or self.link()
         self.is_recorded = cell.begin_task(kind, None, link)
-        if self.is_recorded and span is not None and otel.is_local(span):
+        if self.is_recorded and otel.is_local(span):
             self.span = span
             otel.name_task(span, cell)
 
@@ -236,23 +239,26 @@ class Observed:
             otel.name_task(span, cell)
 
     def tell_span(self) -> None:
-        """Write on the request's span what is known by now. Never raises."""
+        """Write on the request's span what is known by now. Never raises.
+
+        Cheap for a request that has none.
+        """
         cell = self.cell
-        if cell is None or not cell.recorded:
-            return
         try:
+            span = current_span() if self.span is None else self.span
+            if span is None or cell is None or not cell.recorded:
+                return
             if self.span is None:
                 # No processor of ours has seen it begin: it is not sampled, or of
                 # another provider.
-                span = otel.current_span()
-                if span is None or not otel.is_local(span):
+                if not otel.is_local(span):
                     return
                 otel.install()
                 self.take_span(span)
             told = {}
             if endpoint := self.labeller.endpoint(self):
                 told[otel.ENDPOINT] = endpoint
-            if recording.trace_wanted() & recording.CAPTURE:
+            if trace_wanted() & CAPTURE:
                 told[otel.URL] = f"{self.labeller.tasks_url}{cell.span_id}"
             if self.labeller.has_span_ids:
                 told[otel.PROFILE] = self.span_id()
@@ -332,7 +338,7 @@ class Observed:
         self.cell = self.inside = self.span = None
 
     def _end_task(self, cell: LabelCell) -> None:
-        if recording.trace_wanted() & recording.CAPTURE:
+        if trace_wanted() & CAPTURE:
             for key, value in self.labeller.labels(self) or ():
                 cell.label_task(f"{key}={value}")
         cell.end_task(self.task_name() or f"http:{UNMATCHED}", self.status)

@@ -18,19 +18,23 @@ _OPAQUE_MOUNT = "/(mount)"
 
 def starlette_template(scope: Scope) -> str | None:
     """`/shop/items/{id}` for a routed Starlette or FastAPI request."""
-    path = _fastapi_path(scope)
+    # Asked for twice or more by each request that is recorded: a plain route's path
+    # comes without another call.
+    path = _fastapi_path(scope) if "fastapi" in scope else None
     route = scope.get("route")
     if path is None:
         if route is None:
             return None
-        if hasattr(route, "app") and hasattr(route, "routes"):  # stopped at a Mount
+        if hasattr(route, "routes") and hasattr(route, "app"):  # stopped at a Mount
             return None if route.routes else _mounts(scope, route) + "/{path}"
         path = getattr(route, "path_format", None) or getattr(route, "path", None)
-    return None if path is None else _mounts(scope, route) + str(path)
+    if path is None:
+        return None
+    return _mounts(scope, route) + str(path) if "app_root_path" in scope else str(path)
 
 
 def _fastapi_path(scope: Scope) -> str | None:
-    fastapi = scope.get("fastapi")
+    fastapi = scope["fastapi"]
     context = fastapi.get("effective_route_context") if fastapi else None
     path = getattr(context, "path_format", None)
     return path if isinstance(path, str) and path else None
@@ -41,8 +45,6 @@ def _mounts(scope: Scope, route: Any) -> str:
 
     `root_path` holds it as the client sent it: values go back to their names.
     """
-    if "app_root_path" not in scope:
-        return ""
     prefix = scope["root_path"][len(scope["app_root_path"]) :]
     own = getattr(route, "param_convertors", None) or {}
     segments = prefix.split("/")

@@ -1,4 +1,4 @@
-/* Where a request's trace id comes from. */
+/* Where a request's trace id comes from: its headers, or OpenTelemetry's span. */
 #include "trace.h"
 
 #include <string.h>
@@ -89,4 +89,67 @@ sb_link_read(sb_cell *cell, PyObject *link)
         return 1;
     }
     return 0;
+}
+
+/* ---- OpenTelemetry's current span -------------------------------------------------- */
+
+/* Where its API keeps the span, as stroboscope.tracing has learned it: a ContextVar, and
+ * the key in the dict that the variable holds. NULL: not known. */
+static PyObject *span_var, *span_key;
+/* What asks the API itself: () -> span or None. */
+static PyObject *ask_span;
+
+/* set_span_place(ask, var or None, key or None) */
+static PyObject *
+set_span_place(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    PyObject *ask, *var, *key;
+    if (!PyArg_ParseTuple(args, "OOO:set_span_place", &ask, &var, &key)) {
+        return NULL;
+    }
+    int is_known = PyContextVar_CheckExact(var) && PyUnicode_CheckExact(key);
+    Py_XSETREF(ask_span, Py_NewRef(ask));
+    Py_XSETREF(span_var, is_known ? Py_NewRef(var) : NULL);
+    Py_XSETREF(span_key, is_known ? Py_NewRef(key) : NULL);
+    Py_RETURN_NONE;
+}
+
+/* Whether nothing is where a span would be. 0 as well where that is not known. */
+static int
+has_no_span(void)
+{
+    PyObject *held = NULL;
+    if (span_var == NULL || PyContextVar_Get(span_var, Py_None, &held) < 0) {
+        PyErr_Clear();
+        return 0;
+    }
+    int is_empty = held == Py_None ||
+                   (PyDict_Check(held) &&
+                    PyDict_GetItemWithError(held, span_key) == NULL && !PyErr_Occurred());
+    PyErr_Clear();
+    Py_DECREF(held);
+    return is_empty;
+}
+
+/* current_span(): OpenTelemetry's, or None. Most requests of most services have none, and
+ * that is told without a call of its API; where there is one the API says which. */
+static PyObject *
+current_span(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+    if (ask_span == NULL || has_no_span()) {
+        Py_RETURN_NONE;
+    }
+    return PyObject_CallNoArgs(ask_span);
+}
+
+static PyMethodDef methods[] = {
+    {"set_span_place", set_span_place, METH_VARARGS, "Where the current span is."},
+    {"current_span", current_span, METH_NOARGS, "OpenTelemetry's current span, or None."},
+    {NULL, NULL, 0, NULL},
+};
+
+int
+sb_link_init(PyObject *module)
+{
+    return PyModule_AddFunctions(module, methods);
 }

@@ -266,6 +266,7 @@ static void
 ask_name(sb_cell *task)
 {
     task->asked = 1;
+    static PyObject *method; /* interned: a method's lookup is kept by its name */
     PyObject *source = task->source;
     if (source == NULL || !PyMethod_Check(source)) {
         return;
@@ -273,8 +274,9 @@ ask_name(sb_cell *task)
     PyObject *type, *value, *traceback;
     PyErr_Fetch(&type, &value, &traceback);
     Py_INCREF(task);
+    method = method ? method : PyUnicode_InternFromString("task_name");
     PyObject *name =
-        PyObject_CallMethod(PyMethod_GET_SELF(source), "task_name", NULL);
+        method ? PyObject_CallMethodNoArgs(PyMethod_GET_SELF(source), method) : NULL;
     if (name != NULL && PyUnicode_Check(name)) {
         Py_XDECREF(sb_task_set_name((PyObject *)task, name));
     }

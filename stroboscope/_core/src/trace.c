@@ -14,78 +14,6 @@
 
 sb_trace_state sb_trace = {.threshold = UINT64_MAX};
 
-static PyObject *names; /* {str: id} of this box; bounded by SB_NAMES_MAX */
-static uint32_t names_count;
-static uint64_t names_refused;
-
-/* ---- names ------------------------------------------------------------------------ */
-
-/* Add a name that is not there. Its id; SB_NAME_OVERFLOW when it cannot be. */
-static uint32_t
-add_name(PyObject *name, int is_ours)
-{
-    uint32_t limit = is_ours ? SB_NAMES_MAX : SB_NAMES_MAX / 4 * 3;
-    PyObject *bytes = PyUnicode_AsEncodedString(name, "utf-8", "replace");
-    PyObject *id = bytes ? PyLong_FromUnsignedLong(names_count) : NULL;
-    uint32_t made = SB_NAME_OVERFLOW;
-    if (id != NULL && names_count < limit) {
-        const char *text = PyBytes_AS_STRING(bytes);
-        size_t length = sb_utf8_cut(text, (size_t)PyBytes_GET_SIZE(bytes),
-                                    SB_NAME_BYTES_MAX);
-        if (PyDict_SetItem(names, name, id) == 0) {
-            if (sb_box_add_name(sb_trace.box, text, length, is_ours) == 0) {
-                made = names_count++;
-            }
-            else {
-                PyDict_DelItem(names, name);
-            }
-        }
-    }
-    Py_XDECREF(id);
-    Py_XDECREF(bytes);
-    PyErr_Clear();
-    if (made == SB_NAME_OVERFLOW) {
-        atomic_store(&sb_trace.box->names_refused, ++names_refused);
-    }
-    return made;
-}
-
-uint32_t
-sb_trace_name(PyObject *name, int is_ours)
-{
-    if (!PyUnicode_CheckExact(name) || PyUnicode_GET_LENGTH(name) > SB_NAME_BYTES_MAX) {
-        PyObject *cut = PyUnicode_Substring(name, 0, SB_NAME_BYTES_MAX);
-        PyObject *exact = cut ? PyUnicode_FromObject(cut) : NULL;
-        uint32_t id = SB_NAME_OVERFLOW;
-        if (exact == NULL) {
-            PyErr_Clear();
-        }
-        else if (PyUnicode_CheckExact(exact) &&
-                 PyUnicode_GET_LENGTH(exact) <= SB_NAME_BYTES_MAX) {
-            id = sb_trace_name(exact, is_ours);
-        }
-        Py_XDECREF(cut);
-        Py_XDECREF(exact);
-        return id;
-    }
-    PyObject *id = PyDict_GetItemWithError(names, name);
-    if (id != NULL) {
-        return (uint32_t)PyLong_AsUnsignedLong(id);
-    }
-    PyErr_Clear();
-    return add_name(name, is_ours);
-}
-
-uint32_t
-sb_trace_name_of(const char *name)
-{
-    PyObject *text = PyUnicode_DecodeUTF8(name, (Py_ssize_t)strlen(name), "replace");
-    uint32_t id = text ? sb_trace_name(text, 1) : SB_NAME_OVERFLOW;
-    Py_XDECREF(text);
-    PyErr_Clear();
-    return id;
-}
-
 /* ---- threads ---------------------------------------------------------------------- */
 
 static _Thread_local struct {
@@ -204,11 +132,9 @@ forget_box(void)
 {
     sb_trace.wanted = 0;
     sb_trace.generation++;
-    names_count = SB_NAME_FIRST;
-    names_refused = 0;
+    sb_names_forget();
     thread_cursor = 0;
     memset((void *)thread_lives, 0, sizeof thread_lives);
-    PyDict_Clear(names);
     sb_tasks_forget();
     sb_box *gone = sb_trace.box ? sb_trace.box : inherited;
     sb_trace.box = inherited = NULL;
@@ -327,8 +253,8 @@ trace_info(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
         "{s:I,s:K,s:K,s:K,s:K,s:K,s:K,s:K}", "wanted", sb_trace.wanted, "events",
         (unsigned long long)box->events_head, "events_room",
         (unsigned long long)box->events_count, "bytes", (unsigned long long)box->bytes,
-        "names", (unsigned long long)names_count, "names_refused",
-        (unsigned long long)names_refused, "tasks_refused",
+        "names", (unsigned long long)sb_names_count(), "names_refused",
+        (unsigned long long)box->names_refused, "tasks_refused",
         (unsigned long long)box->tasks_refused, "threads_refused",
         (unsigned long long)box->threads_refused);
 }
@@ -375,16 +301,18 @@ static PyMethodDef methods[] = {
 int
 sb_trace_init(PyObject *module)
 {
-    if (names == NULL) {
-        names = PyDict_New();
-        if (names == NULL || pthread_key_create(&thread_key, thread_ends) ||
+    static int is_made;
+    if (!is_made) {
+        if (sb_names_init() < 0 || pthread_key_create(&thread_key, thread_ends) ||
             pthread_atfork(NULL, NULL, child_of_fork)) {
             return -1;
         }
+        is_made = 1;
         forget_box();
     }
     return PyModule_AddFunctions(module, methods) < 0 || sb_copy_init(module) < 0 ||
-                   sb_region_init(module) < 0 || sb_log_init(module) < 0
+                   sb_region_init(module) < 0 || sb_log_init(module) < 0 ||
+                   sb_link_init(module) < 0
                ? -1
                : 0;
 }

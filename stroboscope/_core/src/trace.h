@@ -45,6 +45,10 @@ sb_trace_now_ns(void)
  * exception. `is_ours` names may use the whole table. */
 uint32_t sb_trace_name(PyObject *name, int is_ours);
 uint32_t sb_trace_name_of(const char *name);
+/* Names of this box, and none of them any more: names.c. */
+uint32_t sb_names_count(void);
+void sb_names_forget(void);
+int sb_names_init(void); /* 0, or -1 with an exception */
 /* The calling thread's index in the box. */
 uint32_t sb_trace_thread(void);
 /* The execution's lane: of the context that runs now. */
@@ -88,9 +92,10 @@ void sb_tasks_forget(void);
 /* Whether `link` tells a trace id: ASGI headers, a traceparent, or 24 bytes of both ids;
  * then the cell has them: link.c. */
 int sb_link_read(sb_cell *cell, PyObject *link);
-/* What region.c and log.c add to the module. */
+/* What region.c, log.c and link.c add to the module. */
 int sb_region_init(PyObject *module);
 int sb_log_init(PyObject *module);
+int sb_link_init(PyObject *module);
 PyObject *sb_task_trace_id(PyObject *cell, void *closure);
 PyObject *sb_task_span_id(PyObject *cell, void *closure);
 PyObject *sb_task_serial(PyObject *cell, void *closure);
