@@ -136,12 +136,8 @@ def set_region_spans(
 ) -> None:
     """Whom to tell of each region that is recorded: as it begins, and as it ends."""
 
-def set_span_place(
-    ask: Callable[[], Any | None], var: object, key: object, /
-) -> None:
-    """Where OpenTelemetry's API keeps the current span, if that is known, and how to
-    ask it.
-    """
+def set_span_place(ask: Callable[[], Any | None], var: object, key: object, /) -> None:
+    """Where OpenTelemetry's API keeps the current span, and how to ask it."""
 
 def current_span() -> Any | None:
     """OpenTelemetry's current span, or None."""

@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import stroboscope as strobe
 from stroboscope._core import LABELS, recording
@@ -378,6 +380,32 @@ def test_old_texts_give_way_to_new_ones(flight: Recorder) -> None:
     texts = [line.text(n) for n in line.notes() if n.kind == LOG]
     assert texts[0] == "(overwritten)"
     assert texts[-1].startswith("3999 ")
+
+
+ENDS = st.text(alphabet="ab\u00e9\u20ac", max_size=12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.builds(lambda a, n, b: a + "-" * n + b, ENDS, st.integers(0, 30), ENDS))
+)
+def test_names_that_look_alike_are_told_apart(made: list[str]) -> None:
+    """As long, with the same ends, new strings each time or one, over the cap: each
+    region has the name it was given."""
+    wanted = [*made, *(f"part {i}" for i in range(600)), *made]
+    recorder.close()
+    recorder.configure("shop", 1 << 20)
+    recorder.set_flight(True)
+    try:
+        for name in wanted:
+            with strobe.region("".join(list(name))), strobe.region(name):
+                pass
+
+        line = read(recorder)
+    finally:
+        recorder.close()
+    found = [line.name(span.name) for span in line.spans()]
+    assert sorted(found) == sorted([*wanted, *wanted])
 
 
 def test_names_are_few(flight: Recorder) -> None:

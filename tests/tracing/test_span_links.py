@@ -1,6 +1,7 @@
 """Spans and tasks know each other, however OpenTelemetry and we are put together."""
 
 import asyncio
+import contextvars
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -23,6 +24,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, Sampler, TraceIdRatioBa
 from werkzeug.test import Client
 
 import stroboscope as strobe
+from stroboscope._core import recording
 from stroboscope.formats.timeline import Task, Timeline
 from stroboscope.integrations import asgi, wsgi
 from stroboscope.integrations import fastapi as our_fastapi
@@ -218,6 +220,56 @@ def test_no_provider_at_all_keeps_the_callers_ids(flight: Recorder) -> None:
 
     _, (task,) = requests(flight)
     assert (task.trace_id.hex(), task.span_id.hex()) == (TRACE, SPAN)
+
+
+def test_a_current_span_is_found_wherever_it_was_made_current(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In this context, in none, in another one; where the API's place is not known, and
+    whoever put what there."""
+    inner = trace.NonRecordingSpan(trace.INVALID_SPAN_CONTEXT)
+
+    def found() -> list[Any]:
+        nothing = otel.current_span()
+        with trace.use_span(inner):
+            here = otel.current_span()
+            elsewhere = contextvars.Context().run(otel.current_span)
+            token = context.attach(context.Context())
+            emptied = otel.current_span()
+            context.detach(token)
+        token = context.attach(context.set_value("other", 1))
+        beside = otel.current_span()
+        context.detach(token)
+        with trace.use_span(trace.INVALID_SPAN):
+            invalid = otel.current_span()
+        return [nothing, here, elsewhere, emptied, beside, invalid]
+
+    right = [None, inner, None, None, None, None]
+    assert found() == right
+    try:
+        recording.set_span_place(otel._ask_for_span, None, None)
+        assert found() == right
+        with monkeypatch.context() as patched:  # an API that keeps it otherwise
+            patched.setattr(context, "attach", lambda held: None)
+            assert otel._place_of_span() == (None, None)
+    finally:
+        recording.set_span_place(otel._ask_for_span, *otel._place_of_span())
+
+
+def test_the_api_is_not_asked_for_a_span_that_is_not_there() -> None:
+    """A request without one costs none of its calls."""
+    asked: list[int] = []
+    place = otel._place_of_span()
+    try:
+        recording.set_span_place(lambda: asked.append(1), *place)
+
+        assert otel.current_span() is None
+        assert not asked
+        with trace.use_span(trace.NonRecordingSpan(trace.INVALID_SPAN_CONTEXT)):
+            otel.current_span()
+        assert asked == [1]
+    finally:
+        recording.set_span_place(otel._ask_for_span, *place)
 
 
 def test_a_second_root_span_of_a_request_is_not_the_requests(flight: Recorder) -> None:
