@@ -16,9 +16,14 @@ sb_trace_state sb_trace = {.threshold = UINT64_MAX};
 
 /* ---- threads ---------------------------------------------------------------------- */
 
+/* `generation` is `row`'s once the row has its name; until then the slow path is taken. */
 static _Thread_local struct {
-    uint32_t generation, index;
+    uint32_t generation, row, index, looked;
 } thread_here;
+
+/* How often a thread without a name is looked for in threading's table: one is in it
+ * only after it has taken two locks, and may wait, and say so, for either. */
+enum { NAME_LOOKS_MAX = 16 };
 
 /* Which rows are of living threads; of the process, so that a thread may end whatever
  * became of the box. Row 0 is all that found no room. */
@@ -30,7 +35,7 @@ static void
 thread_ends(void *value)
 {
     uint32_t index = (uint32_t)(uintptr_t)value;
-    if (thread_here.generation == sb_trace.generation) {
+    if (thread_here.row == sb_trace.generation) {
         atomic_store(&thread_lives[index], 0);
     }
 }
@@ -63,31 +68,50 @@ thread_name(void)
     return id;
 }
 
+static sb_thread_row *
+thread_row(uint32_t index)
+{
+    return (sb_thread_row *)((char *)sb_trace.box + sb_trace.box->threads_at) + index;
+}
+
+/* A free row for this thread; 0 when there is none. */
+static uint32_t
+take_row(void)
+{
+    for (uint32_t tried = 0; tried < SB_THREADS_MAX_BOX; tried++) {
+        thread_cursor = thread_cursor % (SB_THREADS_MAX_BOX - 1) + 1;
+        if (!atomic_load(&thread_lives[thread_cursor])) {
+            uint32_t index = thread_cursor;
+            atomic_store(&thread_lives[index], 1);
+            *thread_row(index) = (sb_thread_row){(uint64_t)gettid(), SB_NAME_NONE, 1};
+            pthread_setspecific(thread_key, (void *)(uintptr_t)index);
+            return index;
+        }
+    }
+    atomic_fetch_add(&sb_trace.box->threads_refused, 1);
+    return 0;
+}
+
+/* This thread's row, new or still without a name; looks for that. Needs the GIL. */
 static uint32_t
 register_thread(void)
 {
     PyObject *type, *value, *traceback;
     PyErr_Fetch(&type, &value, &traceback); /* may be called in an `__exit__` */
-    uint32_t index = 0;
-    for (uint32_t tried = 0; tried < SB_THREADS_MAX_BOX; tried++) {
-        thread_cursor = thread_cursor % (SB_THREADS_MAX_BOX - 1) + 1;
-        if (!atomic_load(&thread_lives[thread_cursor])) {
-            index = thread_cursor;
-            break;
-        }
+    if (thread_here.row != sb_trace.generation) {
+        thread_here.index = take_row();
+        thread_here.row = sb_trace.generation;
+        thread_here.looked = 0;
     }
-    if (index == 0) {
-        atomic_fetch_add(&sb_trace.box->threads_refused, 1);
+    uint32_t index = thread_here.index, name = index ? thread_name() : SB_NAME_NONE;
+    /* What allocates may collect, and so run code that closes the box. */
+    if (name != SB_NAME_NONE && thread_here.row == sb_trace.generation &&
+        sb_trace.box != NULL) {
+        thread_row(index)->name = name;
     }
-    else {
-        atomic_store(&thread_lives[index], 1);
-        sb_thread_row *row =
-            (sb_thread_row *)((char *)sb_trace.box + sb_trace.box->threads_at) + index;
-        *row = (sb_thread_row){(uint64_t)gettid(), thread_name(), 1};
-        pthread_setspecific(thread_key, (void *)(uintptr_t)index);
+    if (index == 0 || name != SB_NAME_NONE || ++thread_here.looked == NAME_LOOKS_MAX) {
+        thread_here.generation = sb_trace.generation;
     }
-    thread_here.index = index;
-    thread_here.generation = sb_trace.generation;
     PyErr_Restore(type, value, traceback);
     return index;
 }
