@@ -150,9 +150,8 @@ print("well")
 """
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(
-    sys.version_info < (3, 12), reason="no interpreter with its own GIL"
+    sys.version_info < (3, 12), reason="before 3.12 no interpreter has a GIL of its own"
 )
 def test_interpreters_beside_us_are_left_alone() -> None:
     """Their threads hold another GIL: what they allocate is theirs, and counts nowhere."""
