@@ -4,8 +4,10 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,68 +39,88 @@ def through(folder: Path, process: int, path: str, timeout: float = 20) -> Any:
         return client.get(path, headers=headers(), timeout=timeout)
 
 
-@contextmanager
-def two_workers(kind: str, folder: Path) -> Iterator[tuple[str, Path, list[int]]]:
-    """Both listen, and each has made its file of samples."""
-    command, app = SERVERS[kind]
-    with serving(command, app, STROBOSCOPE_RUNDIR=str(folder)) as (base, _):
-        shop = folder / "shop"
-        for _ in range(100):
-            httpx.get(base + "/ready", timeout=20)
-            found = [int(p.stem) for p in shop.glob("*.samples")]
-            if len(found) == 2 and len(list(shop.glob("*.sock"))) == 2:
-                break
-            time.sleep(0.1)
-        yield base, shop, found
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two workers that both listen, and have each made their file of samples."""
+
+    kind: str
+    base: str
+    shop: Path
+    both: list[int]
+
+    def beside(self, one: int) -> int:
+        """The other one."""
+        return next(other for other in self.both if other != one)
+
+    def keep(self, way: str, seconds: float) -> str:
+        """Be kept so long; the process that was. Returns when it is over."""
+        path = f"/{way}/{seconds}"
+        if self.kind != "gthread":
+            path = f"/on-loop/{way}?seconds={seconds}"
+        return httpx.get(self.base + path, timeout=60).text.strip('"')
 
 
-def path_of(kind: str, way: str, seconds: float) -> str:
-    if kind == "gthread":
-        return f"/{way}/{seconds}"
-    return f"/on-loop/{way}?seconds={seconds}"
+@pytest.fixture(scope="module")
+def pair_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Pair]]:
+    """The workers of a kind: who was stuck goes on, and serves the next test."""
+    with ExitStack() as served:
 
-
-@contextmanager
-def stuck(
-    kind: str, folder: Path, way: str, seconds: float
-) -> Iterator[tuple[Path, int, int]]:
-    """The folder, the worker that is stuck by now, and the other one."""
-    with two_workers(kind, folder) as (base, shop, both):
-        answers: list[str] = []
-        asked = threading.Thread(
-            target=lambda: answers.append(
-                httpx.get(base + path_of(kind, way, seconds), timeout=60).text
+        @cache
+        def made(kind: str) -> Pair:
+            folder = tmp_path_factory.mktemp(kind)
+            command, app = SERVERS[kind]
+            base, _ = served.enter_context(
+                serving(command, app, STROBOSCOPE_RUNDIR=str(folder))
             )
-        )
-        asked.start()
-        time.sleep(1.5)
-        stack = f" {way} "
+            shop = folder / "shop"
+            for _ in range(200):
+                httpx.get(base + "/ready", timeout=20)
+                found = [int(p.stem) for p in shop.glob("*.samples")]
+                if len(found) == 2 and len(list(shop.glob("*.sock"))) == 2:
+                    return Pair(kind, base, shop, found)
+                time.sleep(0.05)
+            raise AssertionError("two workers did not come up")
+
+        yield made
+
+
+@contextmanager
+def stuck(pair: Pair, way: str, seconds: float) -> Iterator[int]:
+    """The worker that is stuck by now; over when it no longer is."""
+    answers: list[str] = []
+    asked = threading.Thread(target=lambda: answers.append(pair.keep(way, seconds)))
+    asked.start()
+    victims: list[int] = []
+    ends = time.monotonic() + seconds
+    while not victims and time.monotonic() < ends:
         victims = [
             one
-            for one in both
-            if stack in through(shop, both[0], f"/debug/stacks?worker={one}").text
+            for one in pair.both
+            if f" {way} "
+            in through(pair.shop, pair.both[0], f"/debug/stacks?worker={one}").text
         ]
-        (victim,) = victims
-        yield shop, victim, next(one for one in both if one != victim)
-        asked.join()
-        assert answers[0].strip('"') == str(victim)
+    (victim,) = victims
+    yield victim
+    asked.join()
+    assert answers == [str(victim)]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ANSWERS)
 @pytest.mark.parametrize("kind", ["uvicorn", "gunicorn"])
 def test_h27_stacks_answer_while_the_loop_is_stuck(
-    kind: str, way: str, tmp_path: Path
+    kind: str, way: str, pair_of: Callable[..., Pair]
 ) -> None:
     """In C that gave the interpreter up, in a busy loop, in a deadlock: through the
     worker's own socket and the other worker, and a CPU profile as well."""
-    with stuck(kind, tmp_path, way, 6) as (shop, victim, other):
-        took = []
+    pair = pair_of(kind)
+    shop, took = pair.shop, []
+    with stuck(pair, way, 4) as victim:
         for _ in range(3):
             began = time.monotonic()
             own = through(shop, victim, f"/debug/stacks?worker={victim}")
             took.append(time.monotonic() - began)
-        both = through(shop, other, "/debug/stacks")
+        both = through(shop, pair.beside(victim), "/debug/stacks")
         profile = through(shop, victim, "/debug/pprof/profile?seconds=0.5")
 
     assert own.status_code == 200
@@ -115,23 +137,22 @@ def test_h27_stacks_answer_while_the_loop_is_stuck(
 @pytest.mark.parametrize("way", HOLDS)
 @pytest.mark.parametrize("kind", SERVERS)
 def test_h27_who_holds_the_interpreter_is_seen_from_outside(
-    kind: str, way: str, tmp_path: Path
+    kind: str, way: str, pair_of: Callable[..., Pair]
 ) -> None:
     """The worker answers nobody, asleep or burning in C; another says within a second
     where it is, how old that is, and that it did not answer."""
-    with two_workers(kind, tmp_path) as (base, shop, both):
-        asked = threading.Thread(
-            target=lambda: httpx.get(base + path_of(kind, way, 9), timeout=90)
-        )
-        asked.start()
-        time.sleep(2)
-        victim, other = _wedged(shop, both)
-        began = time.monotonic()
-        every = through(shop, other, "/debug/stacks")
-        took = time.monotonic() - began
-        one = through(shop, other, f"/debug/stacks?worker={victim}")
-        profile = through(shop, other, "/debug/pprof/profile?seconds=0.2")
-        asked.join()
+    pair = pair_of(kind)
+    shop = pair.shop
+    asked = threading.Thread(target=pair.keep, args=(way, 7))
+    asked.start()
+    time.sleep(1.2)
+    victim, other = _wedged(shop, pair.both)
+    began = time.monotonic()
+    every = through(shop, other, "/debug/stacks")
+    took = time.monotonic() - began
+    one = through(shop, other, f"/debug/stacks?worker={victim}")
+    profile = through(shop, other, "/debug/pprof/profile?seconds=0.2")
+    asked.join()
 
     assert every.status_code == one.status_code == 200
     assert every.headers["x-stroboscope-workers"] == "1/2"
@@ -173,7 +194,7 @@ def test_h27_a_full_thread_pool_is_no_obstacle(tmp_path: Path) -> None:
                 args=(base + "/in-pool/sleeps?seconds=4",),
                 kwargs={"timeout": 30},
             )
-            for _ in range(60)
+            for _ in range(40)  # as many as there are slots
         ]
         for thread in asked:
             thread.start()
