@@ -116,6 +116,13 @@ def judged(profile: Profile) -> Counter[str]:
     return verdicts
 
 
+def has_worked(profile: Profile, name: str) -> bool:
+    """Whether there is enough in it to judge by."""
+    if "django" in name:  # its example works in the view itself, under another name
+        return profile.total() > 0.2e9
+    return judged(profile).total() > 0.15e9
+
+
 def workers_of(profile: Profile) -> list[int]:
     return [int(one) for one in re.findall(r"process (\d+)", str(profile.comments))]
 
@@ -158,7 +165,6 @@ def test_h41_each_worker_is_profiled_with_right_labels(name: str) -> None:
     for profile in profiles.values():
         verdicts = judged(profile)
         assert verdicts["wrong"] == 0, verdicts
-        # Django's example works in the view itself, under another name.
         if "django" in name:
             labels = [dict(sample.labels) for sample in profile.samples]
             assert any(one.get("endpoint", "").startswith("/check") for one in labels)

@@ -367,7 +367,7 @@ for stack in snapshot().stacks:
 
 def test_suspended_greenlets_are_there_with_their_labels() -> None:
     """Each with its own frames and its own labels."""
-    pytest.importorskip("gevent")
+    pytest.importorskip("gevent", reason="gevent is not installed")
     done = subprocess.run(
         [sys.executable, "-c", GREENLETS],
         cwd=Path(__file__).parents[2],
@@ -398,7 +398,7 @@ print(made in find_greenlets(), len(asked))
 
 def test_greenlets_are_looked_for_only_where_one_was_made() -> None:
     """The module alone, which a database library brings along, costs no search."""
-    pytest.importorskip("greenlet")
+    pytest.importorskip("greenlet", reason="greenlet is not installed")
     done = subprocess.run(
         [sys.executable, "-c", UNUSED_GREENLETS],
         cwd=Path(__file__).parents[2],

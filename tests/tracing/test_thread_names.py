@@ -39,9 +39,7 @@ def test_a_thread_that_is_recorded_before_it_has_a_name_gets_it(
 
     assert "" in before
     assert "late" not in before
-    assert sorted(names_of_threads(flight)) == sorted(
-        name or "late" for name in before
-    )
+    assert sorted(names_of_threads(flight)) == sorted(name or "late" for name in before)
 
 
 def test_a_thread_that_never_has_a_name_stays_one_track(flight: Recorder) -> None:
