@@ -87,6 +87,13 @@ pauses: .venvs/main/.stamp
 	PAUSE_ROUNDS=$(PAUSE_ROUNDS) PAUSE_SECONDS=$(PAUSE_SECONDS) .venvs/main/bin/python -m pytest \
 	  -q -s --timeout 3600 tests/integrations/test_pauses_served.py
 
+# Many ask two workers of greenlets for everything at once: a round are 480 requests.
+GREENLET_ROUNDS ?= 50
+.PHONY: greenlets
+greenlets: .venvs/main/.stamp
+	GREENLET_ROUNDS=$(GREENLET_ROUNDS) .venvs/main/bin/python -m pytest -q --timeout 3600 \
+	  tests/integrations/test_greenlets_served.py
+
 # The real Parca, built from Go's module proxy, scrapes every profile of two workers.
 .PHONY: parca
 parca: .venvs/main/.stamp
