@@ -1,114 +1,20 @@
+/* The object itself: LabelCell, and the list of all that live. See cell.h. */
 #include "cell.h"
 
 #include <stddef.h>
 #include <structmember.h>
 
-#include "guard.h"
+#include "lookup.h"
 #include "owner.h"
-#include "table.h"
+#include "published.h"
 #include "trace.h"
 
-/* ---- the context's map, mirrored --------------------------------------------------
- * Source: Python/hamt.c and Include/internal/pycore_context.h, the same from 3.11 to
- * 3.15. sb_cells_check refuses the engine where it is not.
- */
-typedef struct {
-    PyObject_HEAD
-    PyObject *previous;
-    PyObject *vars;
-} context_head;
-
-typedef struct {
-    PyObject_HEAD
-    PyObject *root;
-} hamt_head;
-
-typedef struct {
-    PyObject_VAR_HEAD
-    uint32_t bitmap;
-    PyObject *pairs[1];
-} bitmap_node;
-
-typedef struct {
-    PyObject_HEAD
-    PyObject *children[32];
-} array_node;
-
-typedef struct {
-    PyObject_VAR_HEAD
-    int32_t hash;
-    PyObject *pairs[1];
-} collision_node;
-
-enum { HASH_BITS = 32, LEVEL_BITS = 5, LEVEL_MASK = 31 };
-
-/* The handler needs them without a module at hand; set once, by the one interpreter
- * this module can live in. */
+/* Of the one interpreter this module can live in. */
 static struct {
-    PyTypeObject *cell_type, *bitmap_type, *array_type;
-    PyObject *labels_var;
-    int32_t var_hash;
+    PyTypeObject *cell_type;
     uint64_t last_serial;
     sb_cell *live; /* head of the list of all cells */
-    int keep_published;
-    uint32_t epoch; /* counts the times keeping began */
-    sb_table published;
-    struct publication {
-        PyObject *labels;
-        uint64_t parent;
-    } *publications;
-    size_t publication_room;
 } cells;
-
-SB_READS_STALE static PyObject *
-find_in_collision(const collision_node *node)
-{
-    for (Py_ssize_t i = 0; i + 1 < Py_SIZE(node); i += 2) {
-        if (node->pairs[i] == cells.labels_var) {
-            return node->pairs[i + 1];
-        }
-    }
-    return NULL;
-}
-
-SB_READS_STALE static PyObject *
-find_value(PyObject *context)
-{
-    PyObject *vars = context ? ((context_head *)context)->vars : NULL;
-    PyObject *node = vars ? ((hamt_head *)vars)->root : NULL;
-    uint32_t hash = (uint32_t)cells.var_hash;
-    for (int shift = 0; node && shift < HASH_BITS + LEVEL_BITS; shift += LEVEL_BITS) {
-        uint32_t index = shift < HASH_BITS ? (hash >> shift) & LEVEL_MASK : 0;
-        if (Py_TYPE(node) == cells.array_type) {
-            node = ((array_node *)node)->children[index];
-            continue;
-        }
-        if (Py_TYPE(node) != cells.bitmap_type) {
-            return find_in_collision((collision_node *)node);
-        }
-        bitmap_node *bitmap = (bitmap_node *)node;
-        uint32_t bit = (uint32_t)1 << index;
-        if (!(bitmap->bitmap & bit)) {
-            return NULL;
-        }
-        int at = 2 * __builtin_popcount(bitmap->bitmap & (bit - 1));
-        if (bitmap->pairs[at] != NULL) {
-            return bitmap->pairs[at] == cells.labels_var ? bitmap->pairs[at + 1] : NULL;
-        }
-        node = bitmap->pairs[at + 1];
-    }
-    return NULL;
-}
-
-SB_READS_STALE sb_cell *
-sb_cell_of_context(PyObject *context)
-{
-    PyObject *value = find_value(context);
-    if (value == NULL || Py_TYPE(value) != cells.cell_type) {
-        return NULL;
-    }
-    return (sb_cell *)value;
-}
 
 sb_cell *
 sb_current_cell(void)
@@ -122,96 +28,6 @@ sb_cells_disown(void)
     for (sb_cell *cell = cells.live; cell != NULL; cell = cell->next) {
         cell->owner = SB_NOBODY;
     }
-}
-
-/* ---- publication: serial -> labels, for samples whose request is over ------------- */
-
-static int64_t
-publication_id(uint64_t serial, int make, int *fresh)
-{
-    uint32_t key[2] = {(uint32_t)serial, (uint32_t)(serial >> 32)};
-    return make ? sb_table_intern(&cells.published, key, 2, fresh)
-                : sb_table_find(&cells.published, key, 2);
-}
-
-/* Remember the cell's labels and its ancestors'. Never fails: without memory the
- * sample stays unlabelled. */
-static void
-publish(sb_cell *first)
-{
-    first->published = cells.epoch;
-    sb_cell *cell = first;
-    for (; cell != NULL && cells.keep_published; cell = cell->parent) {
-        int fresh;
-        atomic_store(&cell->sampled, 1);
-        int64_t id = publication_id(cell->serial, 1, &fresh);
-        if (id < 0) {
-            return;
-        }
-        if ((size_t)id >= cells.publication_room) {
-            size_t room = ((size_t)id + 32) * 2;
-            void *grown =
-                PyMem_RawRealloc(cells.publications, room * sizeof(struct publication));
-            if (grown == NULL) {
-                return;
-            }
-            cells.publications = grown;
-            memset(cells.publications + cells.publication_room, 0,
-                   (room - cells.publication_room) * sizeof(struct publication));
-            cells.publication_room = room;
-        }
-        struct publication *row = &cells.publications[id];
-        row->parent = cell->parent ? cell->parent->serial : 0;
-        Py_XINCREF(cell->labels);
-        Py_XSETREF(row->labels, cell->labels);
-    }
-}
-
-void
-sb_publishing(int on)
-{
-    cells.epoch += on && !cells.keep_published;
-    cells.keep_published = on;
-    if (on) {
-        return;
-    }
-    struct publication *rows = cells.publications;
-    size_t count = cells.published.count < cells.publication_room
-                       ? cells.published.count
-                       : cells.publication_room;
-    cells.publications = NULL;
-    cells.publication_room = 0;
-    sb_table_clear(&cells.published);
-    for (size_t i = 0; i < count; i++) {
-        Py_XDECREF(rows[i].labels);
-    }
-    PyMem_RawFree(rows);
-}
-
-PyObject *
-sb_chain_of(uint64_t serial)
-{
-    PyObject *chain = PyList_New(0);
-    while (chain != NULL && serial != 0) {
-        int64_t id = publication_id(serial, 0, NULL);
-        if (id < 0 || (size_t)id >= cells.publication_room) {
-            break;
-        }
-        struct publication *row = &cells.publications[id];
-        if (row->labels != NULL && row->labels != Py_None &&
-            PyList_Append(chain, row->labels) < 0) {
-            Py_CLEAR(chain);
-            break;
-        }
-        serial = row->parent;
-    }
-    if (chain == NULL || PyList_Reverse(chain) < 0) {
-        Py_XDECREF(chain);
-        return NULL;
-    }
-    PyObject *tuple = PyList_AsTuple(chain);
-    Py_DECREF(chain);
-    return tuple;
 }
 
 PyObject *
@@ -307,7 +123,7 @@ static void
 end(sb_cell *self)
 {
     self->ended = 1;
-    publish(self);
+    sb_publish(self);
     sb_owner_cell_ended(self);
 }
 
@@ -317,7 +133,7 @@ static void
 cell_finalize(PyObject *object)
 {
     sb_cell *self = (sb_cell *)object;
-    int is_unpublished = cells.keep_published && self->published != cells.epoch;
+    int is_unpublished = sb_is_unpublished(self);
     if (!atomic_load(&self->sampled) || !(is_unpublished || sb_owner_is_open(self))) {
         return;
     }
@@ -379,7 +195,7 @@ static PyObject *
 cell_show(PyObject *object, PyObject *Py_UNUSED(ignored))
 {
     if (atomic_load(&((sb_cell *)object)->sampled)) {
-        publish((sb_cell *)object);
+        sb_publish((sb_cell *)object);
     }
     Py_RETURN_NONE;
 }
@@ -468,110 +284,21 @@ static PyType_Spec cell_spec = {
     .slots = cell_slots,
 };
 
-/* ---- learning and checking -------------------------------------------------------- */
-
-/* Fill the current context with `count` variables. 0, or -1 with an exception. */
-static int
-set_variables(int count)
-{
-    for (int i = 0; i < count; i++) {
-        PyObject *var = PyContextVar_New("stroboscope_probe", NULL);
-        PyObject *token = var ? PyContextVar_Set(var, Py_None) : NULL;
-        Py_XDECREF(var);
-        if (token == NULL) {
-            return -1;
-        }
-        Py_DECREF(token);
-    }
-    return 0;
-}
-
-/* The type of the map's root in a context of `count` variables, borrowed. */
-static PyTypeObject *
-root_type(int count)
-{
-    PyObject *context = PyContext_New();
-    if (context == NULL || PyContext_Enter(context) < 0) {
-        Py_XDECREF(context);
-        return NULL;
-    }
-    int status = set_variables(count);
-    PyTypeObject *type = Py_TYPE(((hamt_head *)((context_head *)context)->vars)->root);
-    PyContext_Exit(context);
-    Py_DECREF(context);
-    return status < 0 ? NULL : type;
-}
-
-static int
-check_one(int count)
-{
-    PyObject *context = PyContext_New();
-    if (context == NULL || PyContext_Enter(context) < 0) {
-        Py_XDECREF(context);
-        return -1;
-    }
-    int equal = -1;
-    PyObject *token = NULL;
-    PyObject *cell = PyObject_CallNoArgs((PyObject *)cells.cell_type);
-    if (cell == NULL || set_variables(count / 2) < 0) {
-        goto done;
-    }
-    equal = sb_cell_of_context(context) == NULL;
-    token = PyContextVar_Set(cells.labels_var, cell);
-    if (token == NULL || set_variables(count - count / 2) < 0) {
-        equal = -1;
-        goto done;
-    }
-    equal = equal && (PyObject *)sb_cell_of_context(context) == cell;
-done:
-    Py_XDECREF(token);
-    PyContext_Exit(context);
-    Py_DECREF(context);
-    Py_XDECREF(cell);
-    return equal;
-}
-
-int
-sb_cells_check(void)
-{
-    static const int COUNTS[3] = {1, 17, 200};
-    for (int i = 0; i < 3; i++) {
-        int equal = check_one(COUNTS[i]);
-        if (equal <= 0) {
-            return equal;
-        }
-    }
-    return 1;
-}
-
 int
 sb_cells_init(PyObject *module)
 {
     cells.cell_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &cell_spec, NULL);
-    if (cells.cell_type == NULL || PyModule_AddType(module, cells.cell_type) < 0) {
-        return -1;
-    }
-    cells.labels_var = PyContextVar_New("stroboscope_labels", Py_None);
-    if (cells.labels_var == NULL ||
-        PyModule_AddObjectRef(module, "LABELS", cells.labels_var) < 0) {
-        return -1;
-    }
-    /* Source: hamt_hash in Python/hamt.c, which folds 64 bits into 32. */
-    Py_hash_t hash = PyObject_Hash(cells.labels_var);
-    int32_t folded = (int32_t)((uint64_t)hash & 0xffffffffu) ^
-                     (int32_t)((uint64_t)hash >> 32);
-    cells.var_hash = folded == -1 ? -2 : folded;
-    cells.bitmap_type = root_type(1);
-    cells.array_type = root_type(40);
-    return cells.bitmap_type == NULL || cells.array_type == NULL ? -1 : 0;
+    return cells.cell_type == NULL || PyModule_AddType(module, cells.cell_type) < 0 ||
+                   sb_lookup_init(module, cells.cell_type) < 0
+               ? -1
+               : 0;
 }
 
 int
 sb_cells_traverse(visitproc visit, void *arg)
 {
     Py_VISIT(cells.cell_type);
-    Py_VISIT(cells.labels_var);
-    return 0;
+    return sb_lookup_traverse(visit, arg);
 }
 
 void
