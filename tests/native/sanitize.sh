@@ -27,3 +27,6 @@ preload="$(gcc -print-file-name=libasan.so):$(gcc -print-file-name=libubsan.so)"
 interpreter=$PWD/$folder/bin/python
 cd "$copy"
 LD_PRELOAD=$preload "$interpreter" tests/native/hammer.py "$seconds" no-fork
+# Over pymalloc the heap's samples are asked for and freed in another way.
+PYTHONMALLOC=pymalloc LD_PRELOAD=$preload "$interpreter" tests/native/hammer.py \
+  $((seconds / 4 + 1)) no-fork

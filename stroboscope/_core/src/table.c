@@ -25,7 +25,8 @@ probe(const sb_table *table, const uint32_t *key, uint32_t length, uint32_t hash
     for (; table->slots[slot]; slot = (slot + 1) & mask) {
         const sb_entry *entry = &table->entries[table->slots[slot] - 1];
         if (entry->hash == hash && entry->length == length &&
-            memcmp(table->words + entry->offset, key, length * sizeof *key) == 0) {
+            (length == 0 || /* then neither need be there */
+             memcmp(table->words + entry->offset, key, length * sizeof *key) == 0)) {
             break;
         }
     }
