@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Run the whole suite: lint and types once, the tests on every CPython found here. What is
 # served by real servers, and whatever else is slow, runs on the first interpreter only,
-# and mostly waits: it runs beside the rest.
+# and mostly waits. So three streams run beside each other, about equally long: the
+# servers; what else is slow, and the last interpreter; the other interpreters.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -60,20 +61,30 @@ for version in 3.11 3.12 3.13; do
 done
 
 rm -rf .cache/pytest && mkdir -p .cache/pytest
-set -m # a process group of its own, which ends with us
-run_tests main served -m slow "$@" >.cache/pytest/served.log 2>&1 &
+quick="not slow" slow="slow and not served"
+names=(main "${versions[@]}")
+last=
+[ ${#versions[@]} = 0 ] || last=${versions[-1]}
+set -m # process groups of their own, which end with us
+run_tests main served -m served "$@" >.cache/pytest/served.log 2>&1 &
 served=$!
+{
+  run_tests main slow -m "$slow" "$@"
+  [ -z "$last" ] || run_tests "$last" "$last" -m "$quick" "$@"
+} >.cache/pytest/slow.log 2>&1 &
+beside=$!
 set +m
-trap 'kill -- "-$served" 2>/dev/null || true' EXIT
-for name in main "${versions[@]}"; do
-  run_tests "$name" "$name" -m "not slow" "$@"
+trap 'kill -- "-$served" "-$beside" 2>/dev/null || true' EXIT
+for name in "${names[@]}"; do
+  [ "$name" = "$last" ] || run_tests "$name" "$name" -m "$quick" "$@"
 done
-wait "$served"
+wait "$beside" "$served"
 trap - EXIT
-cat .cache/pytest/served.log
+cat .cache/pytest/slow.log .cache/pytest/served.log
 status=0
-once_more main served -m slow "$@" || status=1
-for name in main "${versions[@]}"; do
-  once_more "$name" "$name" -m "not slow" "$@" || status=1
+once_more main served -m served "$@" || status=1
+once_more main slow -m "$slow" "$@" || status=1
+for name in "${names[@]}"; do
+  once_more "$name" "$name" -m "$quick" "$@" || status=1
 done
 exit $status

@@ -46,10 +46,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What starts a server of its own is slow."""
+    """What starts a server of its own is slow; all of that is in one folder."""
     for item in items:
         if item.path.is_relative_to(Path(__file__).parent / "integrations"):
             item.add_marker(pytest.mark.slow)
+            item.add_marker(pytest.mark.served)
 
 
 @pytest.fixture(autouse=True, scope="session")
