@@ -10,11 +10,12 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from asking import SETTINGS, asgi_inner, ask_asgi, bearer, token
+from asking import SETTINGS, Answer, asgi_inner, ask_asgi, bearer, token
 
 from stroboscope._core import engine
 from stroboscope.formats.pprof_reader import decode
@@ -79,6 +80,11 @@ def test_it_is_for_an_admin_and_once_in_ten_seconds() -> None:
     assert 1 <= int(again.headers["Retry-After"]) <= 11
 
 
+def patient() -> Any:
+    """A surface that takes as long as it is asked to."""
+    return asgi.Stroboscope(asgi_inner, replace(SETTINGS, profile_seconds_cap=60))
+
+
 PROFILE = "/debug/pprof/profile?native=1&seconds="
 
 
@@ -87,7 +93,8 @@ PROFILE = "/debug/pprof/profile?native=1&seconds="
 def test_a_profile_goes_on_into_c(monkeypatch: pytest.MonkeyPatch) -> None:
     """Functions of zlib's library on top of Python's, and where that was proven."""
     monkeypatch.setattr(native_cpu, "ANSWER_S_CAP", 30.0)
-    answer = ask_asgi(PROFILE + "0.6", bearer(token()))
+    served = patient()
+    answer = ask_asgi(PROFILE + "1", bearer(token()), app=served)
     assert answer.status == 200, answer.body
     found = decode(answer.body)
 
@@ -99,14 +106,16 @@ def test_a_profile_goes_on_into_c(monkeypatch: pytest.MonkeyPatch) -> None:
     }
     assert path in [mapping.path for mapping in found.mappings]
     assert any("native frames: followed" in said for said in found.comments)
-    folded = ask_asgi(PROFILE + "0.4&format=folded", bearer(token())).body.decode()
+    kept = f"/debug/captures/{answer.headers['X-Stroboscope-Capture']}?format=folded"
+    folded = ask_asgi(kept, bearer(token()), app=served).body.decode()
     assert re.search(r"work \([^;]*\);.*zlib_compress \([^;]*\);deflate ", folded)
 
 
 @pytest.mark.native
 def test_one_such_profile_at_a_time() -> None:
     """While one is taken another is told when to come again; a plain one is served."""
-    served, answers = app(), []
+    answers: list[Answer] = []
+    served = patient()
     first = threading.Thread(
         target=lambda: answers.append(
             ask_asgi(PROFILE + "30", bearer(token()), app=served)
