@@ -28,26 +28,23 @@ atomic_int sb_copies_wanted;
 /* Never given back: a handler may be writing to it. */
 static _Atomic(copy *) area;
 static _Atomic unsigned char states[SB_COPIES_MAX];
-static atomic_uint cursor;
 static _Atomic uint64_t lost, unread;
 static uint32_t numbers; /* GIL */
 
 /* Two frames this far apart are not on one stack. */
 #define SPAN_MAX ((uint64_t)1 << 30)
-/* Slots looked at: where so many in a row are not free, hardly one is. */
-enum { TRIES = 8 };
 
 /* ---- in the handler ----------------------------------------------------------------- */
 
 static uint32_t
 claim(void)
 {
-    unsigned at = atomic_fetch_add_explicit(&cursor, 1, memory_order_relaxed);
-    for (unsigned i = 0; i < TRIES; i++) {
+    /* From the first on: few slots are in use, and their pages stay warm. */
+    for (uint32_t i = 0; i < SB_COPIES_MAX; i++) {
         unsigned char expected = FREE;
-        unsigned index = (at + i) % SB_COPIES_MAX;
-        if (atomic_compare_exchange_strong(&states[index], &expected, TAKEN)) {
-            return index + 1;
+        if (atomic_load_explicit(&states[i], memory_order_relaxed) == FREE &&
+            atomic_compare_exchange_strong(&states[i], &expected, TAKEN)) {
+            return i + 1;
         }
     }
     return 0;
