@@ -142,11 +142,17 @@ def shown(took):
 
 
 def main(rounds=20):
+    kinds = {
+        "stacks, busy loop": (busy, rounds),
+        "stacks, interpreter held": (held, max(rounds // 4, 1)),
+        "admin port taken over": (taken_over, max(rounds // 2, 1)),
+    }
     table = {}
     for loop in LOOPS:
-        table[f"stacks, busy loop, {loop}"] = shown(busy(loop, rounds))
-        table[f"stacks, interpreter held, {loop}"] = shown(held(loop, max(rounds // 4, 1)))
-        table[f"admin port taken over, {loop}"] = shown(taken_over(loop, rounds // 2))
+        for kind, (measured, count) in kinds.items():
+            name = f"{kind}, {loop}"
+            table[name] = shown(measured(loop, count))
+            print(name, table[name], file=sys.stderr, flush=True)
     return table
 
 
