@@ -30,13 +30,15 @@ def by_code(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def stall_once(base: str, in_flight: int = 50) -> None:
-    with ThreadPoolExecutor(in_flight + 1) as pool:
-        asked = [
-            pool.submit(httpx.get, base + "/waits?seconds=1", timeout=20)
-            for _ in range(in_flight)
-        ]
+    # One client: each would read the certificates of all authorities again.
+    limits = httpx.Limits(max_connections=None)
+    with (
+        httpx.Client(base_url=base, timeout=20, limits=limits) as client,
+        ThreadPoolExecutor(in_flight + 1) as pool,
+    ):
+        asked = [pool.submit(client.get, "/waits?seconds=1") for _ in range(in_flight)]
         time.sleep(0.5)
-        asked.append(pool.submit(httpx.get, base + "/on-loop/sleeps", timeout=20))
+        asked.append(pool.submit(client.get, "/on-loop/sleeps"))
         assert {one.result().status_code for one in asked} == {200}
 
 
