@@ -19,7 +19,7 @@ from stroboscope.cli import _parser, main, serve
 from stroboscope.endpoints import Surface
 from stroboscope.endpoints.knobset import knobs_of
 from stroboscope.endpoints.routes import ROUTES
-from stroboscope.settings import VARIABLES
+from stroboscope.environ import VARIABLES
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = (ROOT / "docs/reference.md").read_text()
