@@ -411,7 +411,7 @@ FRAMES = [("a.py", "f", 1, 2), ("a.py", "g", 5, 6)]
 @settings(max_examples=100, deadline=None)
 def test_sums_are_those_of_the_plain_profile(data: st.DataObject) -> None:
     """Whatever the frames are that were found: by label and Python stack, nothing is
-    added and nothing lost."""
+    added, nothing lost and nothing below zero."""
     number = st.integers(0, 40)
     rows = data.draw(
         st.lists(
@@ -453,6 +453,7 @@ def test_sums_are_those_of_the_plain_profile(data: st.DataObject) -> None:
         made: Counter[Any] = Counter()
         for stack, values, labels in profile.samples:
             python = tuple(frame for frame in stack if frame.file == "a.py")
+            assert min(values) >= 0
             for at, value in enumerate(values):
                 made[python, labels, at] += value
         return +made
