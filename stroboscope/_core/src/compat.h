@@ -9,11 +9,15 @@
 
 #define Py_BUILD_CORE 1
 #include <Python.h>
+/* CPython's own headers are not written for our warnings, and from 3.14 one of them calls
+ * a type `object`. */
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wunused-parameter"
+#define object sb_asdl_object
+#include "internal/pycore_frame.h"
 #if PY_VERSION_HEX >= 0x030e0000
 #include "internal/pycore_interpframe_structs.h"
 #include "internal/pycore_interpframe.h"
-#else
-#include "internal/pycore_frame.h"
 #endif
 #include "internal/pycore_code.h"
 #include "internal/pycore_interp.h"
@@ -21,10 +25,23 @@
 #include "internal/pycore_gc.h"
 #include "internal/pycore_runtime.h"
 #endif
+#undef object
+#pragma GCC diagnostic pop
 
 #include "guard.h"
 
 typedef struct _PyInterpreterFrame sb_frame;
+
+/* The state that holds the GIL, or NULL: this thread's own from 3.12, anybody's on 3.11. */
+static inline PyThreadState *
+sb_state_that_runs(void)
+{
+#if PY_VERSION_HEX >= 0x030d0000
+    return PyThreadState_GetUnchecked();
+#else
+    return _PyThreadState_UncheckedGet();
+#endif
+}
 
 SB_READS_STALE static inline sb_frame *
 sb_current_frame(PyThreadState *tstate)

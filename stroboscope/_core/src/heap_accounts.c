@@ -1,4 +1,5 @@
 #define _GNU_SOURCE
+#include "compat.h"
 #include "heap_parts.h"
 
 #include <math.h>
@@ -78,7 +79,7 @@ static PyThreadState *
 state_with_gil(void)
 {
     PyThreadState *mine = PyGILState_GetThisThreadState();
-    if (mine == NULL || mine != _PyThreadState_UncheckedGet()) {
+    if (mine == NULL || mine != sb_state_that_runs()) {
         return NULL;
     }
     /* A thread that another interpreter has started holds that one's GIL. */
