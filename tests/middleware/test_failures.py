@@ -202,7 +202,9 @@ def test_the_response_is_the_one_without_us(
         window.close()
 
     assert found == [expected, expected]
-    ours = [r for r in caplog.records if r.name == "stroboscope"]
+    ours = [
+        r for r in caplog.records if r.name == "stroboscope" and r.module == "observed"
+    ]
     assert len(ours) == (broken != "nothing fails")
     assert wrapped.labeller.failures >= len(ours)
 

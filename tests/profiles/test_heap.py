@@ -129,7 +129,8 @@ def test_totals_only_grow_and_use_falls() -> None:
     live = [by_function(one, LIVE_SPACE)["allocate"] for one in seen]
     assert totals == sorted(totals)
     assert all(one > 6 * MIB for one in live[::2])
-    assert live[1::2] == [0] * 5
+    # From 3.14 a freed number may stay in a list of its type's, and be that one's sample.
+    assert all(one <= 2 * 4096 for one in live[1::2])
 
 
 def test_resizing_counts_the_size_it_has_now() -> None:

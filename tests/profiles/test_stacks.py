@@ -161,7 +161,8 @@ def test_a_chain_of_any_length_is_cut_at_its_root() -> None:
 
 
 def test_a_task_made_in_python_is_read_as_well() -> None:
-    """asyncio's own Python class of tasks, and a class derived from the C one."""
+    """asyncio's own Python class of tasks, and a class derived from the C one. From 3.14
+    asyncio itself does not list the first."""
 
     class Derived(asyncio.Task[None]):
         def get_coro(self) -> Any:
@@ -182,7 +183,8 @@ def test_a_task_made_in_python_is_read_as_well() -> None:
 
     seen = {functions(s)[-1] for s in asyncio.run(main()).stacks}
 
-    assert {"through_gather", "through_coroutines"} <= seen
+    listed = {"through_gather"} if sys.version_info < (3, 14) else set()
+    assert {"through_coroutines"} | listed <= seen
 
 
 def test_a_thread_says_what_it_waits_for() -> None:
@@ -344,7 +346,8 @@ def test_ten_thousand_tasks_set_off_no_garbage_collection() -> None:
     walker: list[int] = []
     assert asyncio.run(main()) < 30
     assert 2 not in begun
-    assert len(begun) <= 3
+    # Seen on 3.14: a young collection for every 2000 tasks.
+    assert len(begun) <= (3 if sys.version_info < (3, 14) else 6)
 
 
 GREENLETS = """

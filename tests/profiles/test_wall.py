@@ -4,7 +4,7 @@ import asyncio
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
@@ -18,8 +18,24 @@ from stroboscope.profiles.wall import TASKS_PER_TICK, collect_wall
 SECONDS = 2.0
 
 
+#: The loops of `running`, which 3.14 has to be told.
+LOOPS: list[asyncio.AbstractEventLoop] = []
+
+
+def running(main: Coroutine[Any, Any, None]) -> None:
+    async def noted() -> None:
+        LOOPS[:] = [asyncio.get_running_loop()]
+        await main
+
+    asyncio.run(noted())
+
+
 def collected(seconds: float = SECONDS) -> Profile:
-    return collect_wall(seconds, lambda window: None)
+    return collect_wall(
+        seconds,
+        lambda window: None,
+        loops=lambda: [loop for loop in LOOPS if not loop.is_closed()],
+    )
 
 
 def beside(work: Callable[[], object], seconds: float = SECONDS) -> Profile:
@@ -152,7 +168,7 @@ def test_suspended_tasks_have_their_time_under_their_own_labels() -> None:
     async def main() -> None:
         await asyncio.gather(*[one("a", 10) for _ in range(5)], one("b", 20))
 
-    profile = beside(lambda: asyncio.run(main()))
+    profile = beside(lambda: running(main()))
     spent = seconds_by(
         profile,
         lambda s: (
@@ -189,7 +205,7 @@ def test_totals_of_many_tasks_stay_true_though_few_are_looked_at() -> None:
         for task in long:
             task.cancel()
 
-    profile = beside(lambda: asyncio.run(main()))
+    profile = beside(lambda: running(main()))
     seconds = profile.duration_ns / 1e9
     spent = seconds_by(
         profile,
@@ -241,7 +257,7 @@ def test_labels_that_are_only_known_at_the_end_are_there() -> None:
     async def main() -> None:
         await asyncio.gather(request())
 
-    profile = beside(lambda: asyncio.run(main()), 1.0)
+    profile = beside(lambda: running(main()), 1.0)
     spent = seconds_by(
         profile, lambda s: ("waits_a" in functions(s), dict(s.labels).get("status"))
     )
