@@ -23,6 +23,7 @@ from stroboscope.endpoints.counted import Keeper
 from stroboscope.endpoints.desk import Desk
 from stroboscope.errors import SettingsError
 from stroboscope.settings import Settings
+from stroboscope.tracing.recorder import recorder
 from stroboscope.workers.folder import Glance
 from stroboscope.workers.port import AdminPort
 
@@ -75,14 +76,18 @@ class Doors:
             door.stop()
 
     def until_shutdown(self, send: Send) -> Send:
-        """A lifespan's `send`: before its last word the doors are shut.
+        """A lifespan's `send`: before its last word doors are shut, the black box gone.
 
         Servers may end by a signal after that, and then nothing runs at exit.
         """
 
+        def part() -> None:
+            self.stop()
+            recorder.part()
+
         async def observed(message: Message) -> None:
             if str(message.get("type", "")).startswith("lifespan.shutdown."):
-                await asgi.finish(self.stop)
+                await asgi.finish(part)
             await send(message)
 
         return observed if self._both() else send

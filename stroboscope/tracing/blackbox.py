@@ -85,11 +85,15 @@ class Box:
         self._watches = False
         os.close(self._file)
 
+    def unlink(self) -> None:
+        """Nobody finds the file from now on; it is written to as before."""
+        with contextlib.suppress(FolderError):
+            self._folder.remove(self._name)
+
     def remove(self) -> None:
         """Remove the file. Raises nothing."""
         self._watches = False
-        with contextlib.suppress(FolderError):
-            self._folder.remove(self._name)
+        self.unlink()
         os.close(self._file)
 
     def _note_stacks(self) -> None:

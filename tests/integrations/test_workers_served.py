@@ -1,6 +1,7 @@
 """Workers of real servers find each other, and answer for each other."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -35,6 +36,10 @@ SERVERS = {
     "uvicorn": (UVICORN + "--workers 3", FASTAPI, "uvicorn"),
     "hypercorn": (HYPERCORN + "-w 3", FASTAPI, "hypercorn"),
 }
+
+
+#: What is a living process's own in the run directory.
+OWN = r"box-|\d+\."
 
 
 def headers(*scopes: str) -> dict[str, str]:
@@ -199,6 +204,33 @@ def test_h27_the_socket_answers_while_the_loop_is_stuck(tmp_path: Path) -> None:
     assert answer.status_code == 200
     assert "spin_for_ever" in answer.text
     assert min(took) < 0.2, took
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "app", "count"),
+    [
+        (UVICORN, FASTAPI, 1),
+        (UVICORN + "--workers 2", FASTAPI, 2),
+        (HYPERCORN + "-w 2", FASTAPI, 2),
+        (GUNICORN + "-k gthread --threads 2 -w 2", FLASK, 2),
+    ],
+)
+def test_a_server_that_is_told_to_end_leaves_nobody_for_killed(
+    command: str, app: str, count: int, tmp_path: Path
+) -> None:
+    """By SIGTERM, as at each deployment: neither black boxes nor sockets stay."""
+    with serving(command, app, STROBOSCOPE_RUNDIR=str(tmp_path)) as (base, _):
+        meet(base, count)
+        for _ in range(100):
+            boxes = list(tmp_path.rglob("box-*"))
+            if len(boxes) == count:
+                break
+            time.sleep(0.05)
+
+    assert len(boxes) == count
+    left = [file.name for file in tmp_path.rglob("*") if re.match(OWN, file.name)]
+    assert left == []
 
 
 @pytest.mark.slow
