@@ -9,7 +9,7 @@ folder=.venvs/sanitize
 [ -x "$folder/bin/python" ] || "$python" -m venv "$folder"
 pip="$folder/bin/python -m pip install -q --disable-pip-version-check"
 $pip -U 'pip>=25.1' setuptools
-$pip pytest pytest-timeout hypothesis starlette werkzeug itsdangerous opentelemetry-sdk
+$pip pytest pytest-timeout hypothesis starlette werkzeug itsdangerous opentelemetry-sdk pyelftools
 # Not editable, and from a copy: the extension in the source tree stays the fast one.
 copy=$(mktemp -d)
 trap 'rm -rf "$copy"' EXIT
