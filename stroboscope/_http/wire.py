@@ -32,6 +32,8 @@ _COPIED_CAP = 65_536
 
 #: What the standard library takes for an end of a line, and RFC 9112 does not.
 _LOOSE = re.compile(rb"\r(?!\n)|(?<!\r)\n|\x00")
+#: What the parser leaves open, in some versions: RFC 9112, 2.3 has one digit each.
+_VERSION = re.compile("HTTP/[01]\\.[0-9]")
 _LENGTH = re.compile("[0-9]{1,18}", re.ASCII)
 
 
@@ -84,7 +86,7 @@ def read(
     if _LOOSE.search(head):
         raise ValueError("ends of lines that are none")
     parsed = _Head(head + b"\r\n\r\n")
-    if not parsed.is_parsed:
+    if not parsed.is_parsed or not _VERSION.fullmatch(parsed.request_version):
         raise ValueError("no HTTP")
     path, _, query = without_host(parsed.path).partition("?")
     request = Request(

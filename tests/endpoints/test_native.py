@@ -108,7 +108,9 @@ def test_a_profile_goes_on_into_c(monkeypatch: pytest.MonkeyPatch) -> None:
     assert any("native frames: followed" in said for said in found.comments)
     kept = f"/debug/captures/{answer.headers['X-Stroboscope-Capture']}?format=folded"
     folded = ask_asgi(kept, bearer(token()), app=served).body.decode()
-    assert re.search(r"work \([^;]*\);.*zlib_compress \([^;]*\);deflate ", folded)
+    # In a stripped interpreter a function is known by its place.
+    compress = r"(zlib_compress|[^; ]+\+0x[0-9a-f]+) \([^;]*\)"
+    assert re.search(rf"work \([^;]*\);.*{compress};deflate ", folded)
 
 
 @pytest.mark.native
