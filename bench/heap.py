@@ -23,6 +23,8 @@ from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
+from bench.requests import summary, switched
+
 RESULTS = Path(__file__).parent / "results"
 RATE = 524_288
 ROUNDS = 15
@@ -171,55 +173,13 @@ def requests():
             pairs["both off"].append(await both(0, at))
         return pairs
 
-    return {name: told(pairs) for name, pairs in asyncio.run(main()).items()}
-
-
-def told(pairs):
-    """The median of the ratios, on through off, and between what it is with 95 %."""
-    ratios = sorted(on / off for off, on in pairs)
-    reach = round(0.98 * math.sqrt(len(ratios)))  # ranks of 95 % about the median
-    middle = len(ratios) // 2
-    return {
-        "ratio": round(statistics.median(ratios), 4),
-        "95 %": [round(ratios[middle + k], 4) for k in (-reach, reach)],
-        "us": round(statistics.median(off for off, _ in pairs), 1),
-    }
+    return {name: summary(pairs) for name, pairs in asyncio.run(main()).items()}
 
 
 # ---- served -------------------------------------------------------------------------
-PAIRS = 240
-
-
 def served():
     """CPU a request of a uvicorn process, rounds with the knob at zero and not in turn."""
-    import urllib.request
-
-    from bench import requests as served_by
-    from stroboscope.auth.tokens import Tokens
-    from stroboscope.settings import Settings
-
-    served_by.REQUESTS = 60
-    token = Tokens(Settings(keys=(served_by.KEY,), service="bench")).mint(["admin"], 3600)
-
-    def round_us(port, pid, rate):
-        switch = urllib.request.Request(
-            f"http://127.0.0.1:{port}/debug/settings",
-            json.dumps({"heap_rate_bytes": rate}).encode(),
-            {"Authorization": f"Bearer {token}", "Content-Type": "application/json"},
-            method="PUT",
-        )
-        urllib.request.urlopen(switch).read()
-        time.sleep(0.05)  # threads that end now would take what they used with them
-        return served_by.per_request_us(port, pid)
-
-    pairs = []
-    with served_by.serving("uvicorn") as (port, pid):
-        round_us(port, pid, 0)
-        for at in range(PAIRS):
-            rates = (0, RATE) if at % 2 else (RATE, 0)
-            found = {rate: round_us(port, pid, rate) for rate in rates}
-            pairs.append((found[0], found[RATE]))
-    return told(pairs)
+    return summary(switched({"heap_rate_bytes": 0}, {"heap_rate_bytes": RATE}))
 
 
 # ---- truth --------------------------------------------------------------------------

@@ -7,6 +7,7 @@ processes by the scheduler's own account, in nanoseconds; median of the rounds' 
 
 import http.client
 import json
+import math
 import os
 import socket
 import statistics
@@ -24,6 +25,8 @@ from stroboscope.settings import Settings
 
 ROUNDS = 12
 REQUESTS = 1500
+#: Of `switched`: its pairs, and the requests of one of its rounds.
+PAIRS, SHORT = 240, 60
 CLIENTS = 2
 ROOT = Path(__file__).parents[1]
 KEY = generate_key()
@@ -94,12 +97,12 @@ def cpu_ns(pid):
     return total
 
 
-def requests(port, path="/item/1"):
+def requests(port, path="/item/1", count=REQUESTS):
     """Send the round's requests over a few kept connections."""
 
     def client():
         connection = http.client.HTTPConnection("127.0.0.1", port)
-        for _ in range(REQUESTS // CLIENTS):
+        for _ in range(count // CLIENTS):
             connection.request("GET", path)
             connection.getresponse().read()
         connection.close()
@@ -111,10 +114,49 @@ def requests(port, path="/item/1"):
         one.join()
 
 
-def per_request_us(port, pid):
+def per_request_us(port, pid, path="/item/1", count=REQUESTS):
     before = cpu_ns(pid)
-    requests(port)
-    return (cpu_ns(pid) - before) / REQUESTS / 1000
+    requests(port, path, count)
+    return (cpu_ns(pid) - before) / count / 1000
+
+
+def asked(port, method, path, body=None):
+    """A request to the surface, by an admin."""
+    token = Tokens(Settings(keys=(KEY,), service="bench")).mint(["admin"], 3600)
+    headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+    data = None if body is None else json.dumps(body).encode()
+    url = f"http://127.0.0.1:{port}{path}"
+    return urllib.request.Request(url, data, headers, method=method)
+
+
+def switched(off, on, path="/item/1"):
+    """Pairs of one uvicorn process with its knobs off and on: many short rounds in turn,
+    whose median is told to a thousandth where that of long ones is not."""
+
+    def round_us(port, pid, knobs):
+        urllib.request.urlopen(asked(port, "PUT", "/debug/settings", knobs)).read()
+        time.sleep(0.05)  # threads that end now would take what they used with them
+        return per_request_us(port, pid, path, SHORT)
+
+    pairs = []
+    with serving("uvicorn") as (port, pid):
+        requests(port, path)
+        for at in range(PAIRS):
+            costs = [round_us(port, pid, it) for it in ((off, on) if at % 2 else (on, off))]
+            pairs.append(tuple(costs) if at % 2 else tuple(reversed(costs)))
+    return pairs
+
+
+def summary(pairs):
+    """The median of the ratios, on through off, and between what it is with 95 %."""
+    ratios = sorted(on / off for off, on in pairs)
+    reach = round(0.98 * math.sqrt(len(ratios)))  # ranks of 95 % about the median
+    middle = len(ratios) // 2
+    return {
+        "ratio": round(statistics.median(ratios), 4),
+        "95 %": [round(ratios[middle + k], 4) for k in (-reach, reach)],
+        "us": round(statistics.median(off for off, _ in pairs), 1),
+    }
 
 
 def sampled_us(port, pid, name="profile"):

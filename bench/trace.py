@@ -12,11 +12,18 @@ import threading
 import timeit
 import urllib.request
 
-from bench.requests import ASKED, KEY, REQUESTS, cpu_ns, requests, serving
+from bench.requests import (
+    ASKED,
+    KEY,
+    asked,
+    per_request_us,
+    requests,
+    serving,
+    summary,
+    switched,
+)
 from stroboscope import region
 from stroboscope._core import LABELS, LabelCell
-from stroboscope.auth.tokens import Tokens
-from stroboscope.settings import Settings
 from stroboscope.tracing import recorder
 
 ROUNDS = 12
@@ -80,33 +87,10 @@ def others():
     return found
 
 
-def asked(port, method, path, body=None):
-    token = Tokens(Settings(keys=(KEY,), service="bench")).mint(["admin"], 3600)
-    headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
-    url = f"http://127.0.0.1:{port}{path}"
-    return urllib.request.Request(url, json.dumps(body).encode() if body else None, headers,
-                                  method=method)
-
-
-def per_request_us(port, pid):
-    before = cpu_ns(pid)
-    requests(port, PATH)
-    return (cpu_ns(pid) - before) / REQUESTS / 1000
-
-
 def recorded():
     """Pairs: the recorder off and on, in one server."""
-    pairs = []
-    with serving("uvicorn") as (port, pid):
-        requests(port, PATH)
-        for _ in range(ROUNDS):
-            pair = []
-            for is_on in (False, True):
-                body = {"flight_recorder": is_on, "ttl": "none"}
-                urllib.request.urlopen(asked(port, "PUT", "/debug/settings", body)).read()
-                pair.append(per_request_us(port, pid))
-            pairs.append(pair)
-    return pairs
+    off, on = ({"flight_recorder": is_on, "ttl": "none"} for is_on in (False, True))
+    return switched(off, on, PATH)
 
 
 def spelled():
@@ -141,7 +125,7 @@ def spelled():
             order = (wall.off, flying) if at % 2 else (flying, wall.off)
             costs = [await wall.cost_us(app, way, asking) for way in order]
             pairs.append(tuple(costs) if at % 2 else tuple(reversed(costs)))
-        return wall.summary(pairs)
+        return summary(pairs)
 
     return asyncio.run(main())
 
@@ -152,7 +136,7 @@ def captured():
     with serving("uvicorn") as (port, pid):
         requests(port, PATH)
         for _ in range(ROUNDS // 3):
-            without = per_request_us(port, pid)
+            without = per_request_us(port, pid, PATH)
             request = asked(port, "GET", "/debug/trace?seconds=10")
             taking = threading.Thread(
                 target=lambda request=request: sizes.append(
@@ -160,7 +144,7 @@ def captured():
                 )
             )
             taking.start()
-            pairs.append((without, per_request_us(port, pid)))
+            pairs.append((without, per_request_us(port, pid, PATH)))
             taking.join()
     return pairs, max(sizes)
 
@@ -175,7 +159,7 @@ def spanned():
         requests(plain, PATH)
         requests(port, PATH)
         for _ in range(ROUNDS):
-            pairs.append((per_request_us(plain, plain_pid), per_request_us(port, pid)))
+            pairs.append((per_request_us(plain, plain_pid, PATH), per_request_us(port, pid, PATH)))
     return pairs
 
 
@@ -191,7 +175,9 @@ def main(what):
     if what == "capture":
         pairs, size = captured()
         return {"ratio": ratio(pairs), "bytes": size, "pairs_us": pairs}
-    pairs = {"ours": recorded, "otel": spanned}[what]()
+    if what == "ours":
+        return summary(recorded())
+    pairs = spanned()
     best = min(p[1] for p in pairs) / min(p[0] for p in pairs)
     return {"ratio": ratio(pairs), "ratio of minima": round(best, 4), "pairs_us": pairs}
 

@@ -11,13 +11,11 @@ import asyncio
 import contextlib
 import gc
 import json
-import math
 import os
-import statistics
 import sys
 import time
 
-from bench.requests import ASKED, KEY
+from bench.requests import ASKED, KEY, summary
 
 TASKS, DEPTH, HZ = 1000, 10, 100
 SPELL, PAIRS = 100, 60
@@ -76,17 +74,6 @@ async def cost_us(app, way, asked=ASKED):
             await app({**asked, "state": {}}, receive, send)
             await asyncio.sleep(0)
         return (time.process_time() - began) / SPELL * 1e6
-
-
-def summary(pairs):
-    ratios = sorted(on / without for without, on in pairs)
-    reach = round(0.98 * math.sqrt(len(pairs)))  # ranks of 95 % about the median
-    middle = len(pairs) // 2
-    return {
-        "ratio": round(statistics.median(ratios), 4),
-        "95 %": [round(ratios[middle + k], 4) for k in (-reach, reach)],
-        "us": round(statistics.median(without for without, _ in pairs), 1),
-    }
 
 
 async def rounds(pairs):
