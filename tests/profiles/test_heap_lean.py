@@ -131,7 +131,10 @@ def test_the_interpreters_own_count_of_blocks_stays_right() -> None:
     assert abs(sys.getallocatedblocks() - before) < samples / 4
 
 
-@pytest.mark.skipif(sys.version_info >= (3, 12), reason="CPython itself falls over")
+@pytest.mark.skipif(
+    sys.version_info >= (3, 12),
+    reason="from 3.12 pymalloc itself needs the state of a thread",
+)
 def test_a_sample_freed_without_a_state_is_no_longer_in_use() -> None:
     """Any thread may free it: RAW's hook needs neither the GIL nor a state."""
 
