@@ -109,7 +109,7 @@ def _wanted(call: Call) -> Wanted:
     wanted = Wanted(
         Slicer(pairs, breathe),
         given["format"] or ("" if given["top"] else "pprof"),
-        _base(call, given["base"]) if given["base"] else None,
+        _base(call, given["base"], breathe) if given["base"] else None,
         _top(given["top"]) if given["top"] else 0,
         _one_of("sort", given["sort"] or "flat", ("flat", "cum")) == "cum",
         given["sample_index"],
@@ -142,12 +142,12 @@ def _top(value: str) -> int:
     return wanted
 
 
-def _base(call: Call, name: str) -> Profile:
+def _base(call: Call, name: str, breathe: Breath) -> Profile:
     found = listing.found(call, name)
     if found.status != 200:
         raise _BadParameter("base: no such capture")
     try:
-        return decode(found.body)
+        return decode(found.body, breathe)
     except ProfileError:
         raise _BadParameter("base: that capture is no profile") from None
 

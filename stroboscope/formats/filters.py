@@ -12,9 +12,10 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from typing import NamedTuple
 
 from stroboscope.errors import PatternError
-from stroboscope.formats.patterns import Pattern
+from stroboscope.formats.patterns import Pattern, Work
 from stroboscope.formats.pprof import clean
 from stroboscope.formats.profile import Columns, Frame, Labels, Profile, columns, drain
 
@@ -33,6 +34,8 @@ OPTIONS: Mapping[str, str] = {
 #: How often one option may be given.
 TIMES_CAP = 8
 KEYS_CAP = 8
+#: Instructions of all patterns of one request: 12 MB.
+SIZE_CAP = 20_000
 #: What pprof takes for a range of numbers and not for a regex: `128kb:256kb`, `:1ms`. A
 #: bare number it takes for one too, so `status=5xx` finds nothing there; all labels here
 #: are text, and here that is a regex. Source: parseTagFilterRange in driver_focus.go.
@@ -44,6 +47,13 @@ _Meets = Callable[[Labels], bool]
 
 def _no_breath() -> None:
     pass
+
+
+class _Python(NamedTuple):
+    """The mapping of Python's code, and the places of the frames that are in it."""
+
+    mapping: str
+    places: set[int]
 
 
 class Slicer:
@@ -61,6 +71,7 @@ class Slicer:
     ) -> None:
         self.wanted = tuple((name, value) for name, value in wanted if value)
         self._breathe = breathe
+        self._work, self._size = Work(), 0
         self._notes: list[str] = []
         times = Counter(name for name, _ in self.wanted)
         for name, count in times.items():
@@ -82,7 +93,7 @@ class Slicer:
     def apply(self, profile: Profile) -> Profile:
         """The part of it; samples that have become equal add up.
 
-        Raises: PatternError when a pattern is too costly for the names in it.
+        Raises: PatternError when its patterns are too costly for the names in it.
         """
         if not self.wanted:
             return profile
@@ -90,7 +101,7 @@ class Slicer:
         table = columns(profile.samples, width, self._breathe)
         if self._roots or self._leaves:
             table = self._with_pseudo_frames(table)
-        stacks = self._stacks(table, profile.mapping)
+        stacks = self._stacks(table, self._python_frames(profile, table))
         label_sets = self._label_sets(table)
         changes = {"show", "hide", "tagshow", "taghide"}
         is_changed = any(name in changes for name, _ in self.wanted)
@@ -104,10 +115,18 @@ class Slicer:
         return [value for one, value in self.wanted if one == name]
 
     def _patterns(self, name: str) -> list[_Names]:
-        return [
-            _Names(_pattern(name, v, self._breathe), self._breathe)
-            for v in self._values(name)
-        ]
+        return [self._asked(name, v) for v in self._values(name)]
+
+    def _asked(self, name: str, text: str) -> _Names:
+        self._breathe()
+        try:
+            pattern = Pattern(text, self._breathe, self._work)
+            self._size += pattern.size
+            if self._size > SIZE_CAP:
+                raise PatternError("the patterns are too large together")
+        except PatternError as error:
+            raise PatternError(f"{name}: {error}") from None
+        return _Names(pattern, self._breathe)
 
     def _keys(self, name: str) -> list[str]:
         keys = [key for v in self._values(name) for key in v.split(",") if key]
@@ -122,10 +141,7 @@ class Slicer:
         if _RANGE.fullmatch(value):
             self._notes.append(_RANGE_NOTE.format(name, text))
             return lambda _: False  # pprof looks at labels that are numbers: none is
-        tests = [
-            _Names(_pattern(name, part, self._breathe), self._breathe)
-            for part in value.split(",")
-        ]
+        tests = [self._asked(name, part) for part in value.split(",")]
         if not key:
             return lambda labels: all(
                 any(test(f"{k}:{v}") for k, v in labels) for test in tests
@@ -157,13 +173,27 @@ class Slicer:
         made.stacks.extend(stacks)
         return made
 
-    def _stacks(self, table: Columns, mapping: str) -> list[tuple[int, ...] | None]:
+    def _python_frames(self, profile: Profile, table: Columns) -> _Python:
+        """Those that are in the mapping of Python's code.
+
+        A native frame is in its library's, whose path is its file; a label's in none.
+        """
+        keys = {*self._roots, *self._leaves}
+        places: set[int] = set()
+        for at, frame in enumerate(table.frames):
+            is_label = frame.file in keys and not frame.line
+            if not is_label and profile.library_of(frame) is None:
+                places.add(at)
+            self._breathe()
+        return _Python(profile.mapping, places)
+
+    def _stacks(self, table: Columns, python: _Python) -> list[tuple[int, ...] | None]:
         """Each stack as it is left, None where its samples go."""
-        ignored = [f for one in self._names["ignore"] for f in one.of(table, mapping)]
-        focused = [one.of(table, mapping) for one in self._names["focus"]]
-        hidden = {f for one in self._names["hide"] for f in one.of(table, mapping)}
+        ignored = [f for one in self._names["ignore"] for f in one.of(table, python)]
+        focused = [one.of(table, python) for one in self._names["focus"]]
+        hidden = {f for one in self._names["hide"] for f in one.of(table, python)}
         for one in self._names["show"]:
-            hidden |= set(range(len(table.frames))) - one.of(table, mapping)
+            hidden |= set(range(len(table.frames))) - one.of(table, python)
         without = set(ignored)
         left: list[tuple[int, ...] | None] = []
         for stack in table.stacks:
@@ -254,22 +284,14 @@ class _Names:
             known = self._known[name] = self._pattern.found_in(clean(name))
         return known
 
-    def of(self, table: Columns, mapping: str) -> set[int]:
+    def of(self, table: Columns, python: _Python) -> set[int]:
         """The frames of a table whose function, file or mapping matches."""
-        if self(mapping):
-            return set(range(len(table.frames)))
-        return {
+        found = {
             at
             for at, frame in enumerate(table.frames)
             if self(frame.function) or self(frame.file)
         }
-
-
-def _pattern(name: str, text: str, breathe: Callable[[], None]) -> Pattern:
-    try:
-        return Pattern(text, breathe)
-    except PatternError as error:
-        raise PatternError(f"{name}: {error}") from None
+        return found | python.places if self(python.mapping) else found
 
 
 def _pseudo(labels: Labels, keys: list[str]) -> list[Frame]:

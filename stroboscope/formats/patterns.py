@@ -15,7 +15,8 @@ from collections.abc import Callable
 from stroboscope.errors import PatternError
 from stroboscope.formats._syntax import Step, compiled
 
-#: Instructions looked at in all, over all texts that one pattern is asked about.
+#: Instructions looked at in all, over all texts and all patterns of one request: some
+#: seconds of CPU.
 WORK_CAP = 5_000_000
 #: Transitions kept; then they are found anew.
 MOVES_CAP = 20_000
@@ -29,20 +30,45 @@ def _no_breath() -> None:
     pass
 
 
+class Work:
+    """What the patterns of one request have cost together."""
+
+    __slots__ = ("_done",)
+
+    def __init__(self) -> None:
+        self._done = 0
+
+    def add(self, instructions: int) -> None:
+        """Raises: PatternError beyond `WORK_CAP`."""
+        self._done += instructions
+        if self._done > WORK_CAP:
+            raise PatternError("too costly for the names here; use a simpler one")
+
+
 class Pattern:
     """A pattern, compiled. Raises: PatternError with what is wrong with it.
 
     For one thread. `breathe` is called now and then, for a caller who shares the GIL
-    with an application.
+    with an application; `work` is shared with the other patterns of a request.
     """
 
-    def __init__(self, text: str, breathe: Callable[[], None] = _no_breath) -> None:
+    def __init__(
+        self,
+        text: str,
+        breathe: Callable[[], None] = _no_breath,
+        work: Work | None = None,
+    ) -> None:
         self.text = text
         self._steps, self._start = compiled(text)
         self._plain = text if _PLAIN.fullmatch(text) else None
         self._breathe = breathe
-        self._work = 0
+        self._work = work or Work()
         self._forget()
+
+    @property
+    def size(self) -> int:
+        """Instructions of its program."""
+        return len(self._steps)
 
     def found_in(self, text: str) -> bool:
         """Whether it matches anywhere. Raises: PatternError beyond `WORK_CAP`."""
@@ -109,9 +135,7 @@ class Pattern:
                 waiting.append(step)
             elif not step.holds or _holds(step.holds, before, char):
                 left += step.following
-        self._work += len(seen)
-        if self._work > WORK_CAP:
-            raise PatternError("too costly for the names here; use a simpler one")
+        self._work.add(len(seen))
         return waiting
 
 

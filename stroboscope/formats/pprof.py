@@ -221,11 +221,8 @@ class _Writer:
 
     def _mapping_of(self, frame: Frame) -> int:
         """Its number; the first where the profile has none for a native frame."""
-        if frame.address:
-            for number_, one in enumerate(self._profile.mappings, 2):
-                if one.path == frame.file and one.start <= frame.address < one.limit:
-                    return number_
-        return 1
+        library = self._profile.library_of(frame)
+        return 1 if library is None else library + 2
 
     def _samples(self) -> bytearray:
         table = self._table

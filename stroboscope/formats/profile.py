@@ -169,6 +169,14 @@ class Profile:
         """Sum of one value over all samples."""
         return sum(sample.values[index] for sample in self.samples)
 
+    def library_of(self, frame: Frame) -> int | None:
+        """Which of `mappings` a native frame is in; None for one that is in `mapping`."""
+        if frame.address:
+            for at, one in enumerate(self.mappings):
+                if one.path == frame.file and one.start <= frame.address < one.limit:
+                    return at
+        return None
+
 
 def aggregate(
     samples: Iterable[Sample], breathe: Callable[[], None] = _no_breath

@@ -1,7 +1,9 @@
 """A slice is what the real pprof makes of the whole file with the same options."""
 
+import itertools
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,11 +12,17 @@ from hypothesis import strategies as st
 from pprofing import Pprof, made_up, rows, run_pprof
 
 from stroboscope.errors import PatternError
-from stroboscope.formats import folded, table, tree
+from stroboscope.formats import folded, patterns, table, tree
 from stroboscope.formats.filters import OPTIONS, TIMES_CAP, Slicer
 from stroboscope.formats.pprof import encode
 from stroboscope.formats.pprof_reader import decode
-from stroboscope.formats.profile import Profile, columns, subtract
+from stroboscope.formats.profile import (
+    Frame,
+    Mapping,
+    Sample,
+    columns,
+    subtract,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -127,6 +135,46 @@ def test_the_table_sorts_by_cumulative_values_as_pprof_does(real: Pprof) -> None
     assert [tuple(row) for row in found.rows] == real.top("-cum")
 
 
+LIBRARIES = (
+    Mapping("/usr/lib/libz.so.1", "ab12", 0x7F0000000000, 0x7F0000010000, 0x1000),
+    Mapping("/usr/lib/libpython3.11.so", "cd", 0x7E0000000000, 0x7E0000010000, 0),
+)
+NATIVE = [
+    Frame("/usr/lib/libz.so.1", "deflate", 0, 0, 0x7F0000000100),
+    Frame("/usr/lib/libpython3.11.so", "PyObject_Call", 0, 0, 0x7E0000000300),
+]
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        {"focus": "^python3"},
+        {"ignore": "^python3"},
+        {"hide": "^python3"},
+        {"show": "^python3"},
+        {"show": "python3"},
+        {"focus": "libz", "hide": "python3"},
+        {"tagroot": "endpoint", "hide": "^python3"},
+        {"tagleaf": "endpoint", "show": "^python3|deflate"},
+        {"tagroot": "tenant", "ignore": "^python3"},
+    ],
+    ids=lambda case: ",".join(f"{k}={v}" for k, v in case.items()),
+)
+def test_frames_are_in_the_mapping_pprof_has_them_in(
+    go_pprof: list[str], tmp_path: Path, case: dict[str, str]
+) -> None:
+    """Python's, a library's, or, where a label became a frame, none."""
+    samples = [
+        sample._replace(stack=(*NATIVE[: at % 3], *sample.stack[: at % 4]))
+        for at, sample in enumerate(WHOLE.samples)
+        if at % 3 or at % 4
+    ]
+    whole = replace(WHOLE, samples=samples, mappings=LIBRARIES)
+    theirs = Pprof(go_pprof, whole, tmp_path).sliced(*options(case))
+
+    assert rows(decode(encode(Slicer(case.items()).apply(whole)))) == rows(theirs)
+
+
 def test_a_range_says_that_it_finds_nothing() -> None:
     """Whoever curls sees no warning of pprof's."""
     sliced = Slicer([("tagfocus", "pid=128kb:256kb")]).apply(WHOLE)
@@ -180,17 +228,11 @@ def test_a_difference_is_the_one_of_pprof(go_pprof: list[str], tmp_path: Path) -
     for option in ("-base", "-diff_base"):
         theirs = pprof.sliced(f"{option}={first}", *options(case))
         kept = [s._replace(labels=_without_mark(s.labels)) for s in theirs.samples]
-        theirs = _replaced(theirs, kept)
+        theirs = replace(theirs, samples=kept)
         assert _nonzero(rows(ours)) == _nonzero(rows(theirs))
     assert pprof.top(f"-base={first}", *options(case)) == [
         tuple(row) for row in table.functions(ours).rows
     ]
-
-
-def _replaced(profile: Profile, samples: list[object]) -> Profile:
-    from dataclasses import replace
-
-    return replace(profile, samples=samples)  # type: ignore[arg-type]
 
 
 def _without_mark(labels: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
@@ -260,6 +302,30 @@ def test_a_bad_option_is_named(wanted: list[tuple[str, str]], why: str) -> None:
         Slicer(wanted)
 
     assert str(refused.value).startswith(why)
+
+
+def test_many_patterns_cost_no_more_than_one_may(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What all of a request's do together is bounded, not each of them."""
+    monkeypatch.setattr(patterns, "WORK_CAP", 40_000)
+    wanted = [("focus", f"a.{{9}}{at}") for at in range(TIMES_CAP)]
+    names = ["".join(pair) for pair in itertools.product("ab", repeat=8)]
+    frames = [Frame("x.py", name * 2, 1, 1) for name in names]
+    large = replace(WHOLE, samples=[Sample((one,), (1, 1)) for one in frames])
+    for one in wanted:
+        Slicer([one]).apply(large)
+
+    with pytest.raises(PatternError, match="too costly"):
+        Slicer(wanted).apply(large)
+
+
+def test_patterns_are_not_too_large_together() -> None:
+    """A query of some kilobytes makes no program of hundreds of megabytes."""
+    Slicer([("tagfocus", ",".join([".{999}"] * 15))])
+
+    with pytest.raises(PatternError, match="tagfocus: the patterns are too large"):
+        Slicer([("tagfocus", ",".join([".{999}"] * 1000))])
 
 
 def test_a_large_profile_is_sliced_with_breaths() -> None:
