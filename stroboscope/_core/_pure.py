@@ -239,6 +239,12 @@ class PortableDriver:
             notes=[NOTE] if _HAS_THREAD_CLOCKS else [NOTE, NO_CLOCK_NOTE],
         )
 
+    def before_fork(self) -> None:
+        """Nothing here that must not be forked."""
+
+    def after_fork_in_parent(self) -> None:
+        """Nothing was stopped."""
+
     def after_fork(self) -> None:
         """Forget the parent's windows and thread."""
         self._sampler = None

@@ -246,6 +246,14 @@ class NativeDriver:
             notes.append("SIGPROF was taken by another handler; sampling ended early")
         return notes
 
+    def before_fork(self) -> None:
+        """Let a turn end, at most milliseconds: `turn.h` says why."""
+        _native.before_fork()
+
+    def after_fork_in_parent(self) -> None:
+        """Turns may be had again."""
+        _native.after_fork_in_parent()
+
     def after_fork(self) -> None:
         """Forget the parent's windows and timers, which the child does not have."""
         self._unhook_thread_start()

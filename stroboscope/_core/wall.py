@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 import time
 from asyncio import AbstractEventLoop
 from collections.abc import Callable, Iterable
@@ -23,7 +24,7 @@ HZ_MAX = 200
 _JITTER = 0.5
 #: So many ticks between two looks at the rate and at our own CPU, a different pause
 #: before each.
-_TICKS = 16
+_TICKS = 1 if sys.version_info >= (3, 14) else 64
 _SHARES = [1 + _JITTER * (2 * at / (64 - 1) - 1) for at in range(64)]
 
 Loops = Callable[[], Iterable[AbstractEventLoop]]
@@ -89,18 +90,16 @@ class Ticker:
         self._runs = False
 
     def _run(self) -> None:
-        # Cold code between two sleeps costs more than the ticks: little of it.
-        sleep, lock, tick = _native.sleep, self._lock, self._tick
         charged_ns = 0
         while True:
             period_s = 1 / min(self._engine.hz or HZ_MAX, HZ_MAX)
-            for share in random.sample(_SHARES, _TICKS):
-                sleep(share * period_s)
-                with lock:
-                    if not self._open:
-                        self._runs = False
-                        return
-                    tick()
+            shares = random.sample(_SHARES, _TICKS)
+            pauses = tuple(share * period_s for share in shares)
+            _native.wall_ticks(pauses, task_sets(self._loops()))
+            with self._lock:
+                if not self._open:
+                    self._runs = False
+                    return
             used_ns = time.thread_time_ns()
             self._engine.charge(used_ns - charged_ns)
             charged_ns = used_ns

@@ -32,7 +32,7 @@ WALL = ValueType("wall", "nanoseconds")
 #: Columns of the ledger. Source: wall.c.
 _WAITING, _SUSPENDED, _WIDTH = 0, 1, 3
 #: At most so many tasks are looked at in one tick. Source: SB_WALL_TASKS.
-TASKS_PER_TICK = 16
+TASKS_PER_TICK = 8
 
 _ticker: Any
 try:
@@ -90,8 +90,7 @@ def collect_wall(
         duration_ns=on.duration_ns,
         comments=(
             *on.comments,
-            f"tasks: about {TASKS_PER_TICK} are looked at in a tick, each for all it "
-            "stands for",
+            f"tasks: {TASKS_PER_TICK} are looked at in a tick, each for all it stands for",
         ),
         mapping=f"python{sys.version_info.major}.{sys.version_info.minor}",
     )

@@ -186,10 +186,10 @@ def test_suspended_tasks_have_their_time_under_their_own_labels() -> None:
 
 
 def test_totals_of_many_tasks_stay_true_though_few_are_looked_at() -> None:
-    """A thousand tasks suspended throughout, of two kinds 9:1, beside short ones: about
-    16 are looked at in a tick, and the sums are the tasks' own."""
+    """A thousand tasks suspended throughout, of two kinds 9:1, beside short ones:
+    8 are looked at in a tick, and the sums are the tasks' own."""
     short: Counter[str] = Counter()
-    assert TASKS_PER_TICK == 16
+    assert TASKS_PER_TICK == 8
 
     async def brief() -> None:
         began = time.monotonic()
@@ -275,3 +275,27 @@ def test_a_ticker_ends_with_the_last_window() -> None:
     time.sleep(0.1)
     assert not _ticker._runs
     assert not _ticker._open
+
+
+@pytest.mark.native
+def test_a_table_that_was_big_is_not_walked_whole() -> None:
+    """At most SB_WALL_SLOTS places of it are looked at in a tick: the set of a million
+    tasks that are gone keeps its size until tasks are added."""
+    _native = pytest.importorskip("stroboscope._core._native")
+    left = set(range(1_000_000))
+    for gone in range(1, 1_000_000):
+        left.discard(gone)
+    handle = _native.wall_open()
+
+    def cost(work: Callable[[], object]) -> float:
+        began = time.thread_time()
+        work()
+        return time.thread_time() - began
+
+    try:
+        _native.wall_tick([left])
+        ticks = min(cost(lambda: _native.wall_tick([left])) for _ in range(9))
+        whole = min(cost(lambda: list(left)) for _ in range(9))
+    finally:
+        _native.wall_close(handle)
+    assert ticks < whole / 10

@@ -21,9 +21,9 @@
 #endif
 #include "internal/pycore_code.h"
 #include "internal/pycore_interp.h"
+#include "internal/pycore_runtime.h"
 #if PY_VERSION_HEX < 0x030c0000
 #include "internal/pycore_gc.h"
-#include "internal/pycore_runtime.h"
 #endif
 #undef object
 #pragma GCC diagnostic pop
@@ -351,6 +351,30 @@ sb_gil_holder(PyInterpreterState *interpreter)
     return gil != NULL && _Py_atomic_load_relaxed(&gil->locked) == 1
                ? (PyThreadState *)_Py_atomic_load_relaxed(&gil->last_holder)
                : NULL;
+#endif
+}
+
+/* Whether a state that may be gone is that of the main thread, as pending calls know it.
+ * From 3.13 they are told to a state by its address, which after a fork by another thread
+ * is that of a state that is gone: to give one is safe only while this is true. */
+SB_READS_STALE static inline int
+sb_is_main_state(PyThreadState *tstate)
+{
+#if PY_VERSION_HEX >= 0x030d0000
+    return tstate == _PyRuntime.main_tstate;
+#else
+    return tstate->thread_id == _PyRuntime.main_thread;
+#endif
+}
+
+/* Have the thread that runs Python look between two instructions whether it is asked for
+ * anything. Without the GIL. Before 3.13 an interpreter that is given a pending call by
+ * another thread than the main one does not look before it takes the GIL again. */
+static inline void
+sb_have_look_up(void)
+{
+#if PY_VERSION_HEX < 0x030d0000
+    _Py_atomic_store_relaxed(&PyInterpreterState_Main()->ceval.eval_breaker, 1);
 #endif
 }
 

@@ -9,4 +9,7 @@
  * the GIL; what is read may be gone by then, and a wrong thread is as harmless as none. */
 pid_t sb_holder_tid(PyInterpreterState *interpreter);
 
+/* Whether the main thread holds that of the main interpreter; in the same way. */
+int sb_main_is_holder(void);
+
 #endif

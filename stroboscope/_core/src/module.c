@@ -25,6 +25,7 @@
 #include "stacks.h"
 #include "timeline.h"
 #include "trace.h"
+#include "turn.h"
 #include "waits.h"
 #include "wall.h"
 #include "watch.h"
@@ -102,6 +103,20 @@ check(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
 }
 
 static PyObject *
+before_fork(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+    sb_turn_before_fork();
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+after_fork_in_parent(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+    sb_turn_after_fork(0);
+    Py_RETURN_NONE;
+}
+
+static PyObject *
 after_fork(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
 {
     sb_sampler_after_fork();
@@ -110,6 +125,7 @@ after_fork(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
     sb_watch_after_fork();
     sb_rest_after_fork();
     sb_wall_after_fork();
+    sb_turn_after_fork(1);
     sb_samples_after_fork();
     sb_copies_after_fork();
     sb_births_after_fork();
@@ -281,6 +297,14 @@ rest(PyObject *Py_UNUSED(module), PyObject *argument)
 }
 
 static PyObject *
+turn_counts(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+    unsigned asked, offered;
+    sb_turn_counts(&asked, &offered);
+    return Py_BuildValue("II", asked, offered);
+}
+
+static PyObject *
 misarm(PyObject *Py_UNUSED(module), PyObject *argument)
 {
     unsigned long ident = PyLong_AsUnsignedLong(argument);
@@ -332,6 +356,8 @@ static PyMethodDef methods[] = {
     {"stop", stop, METH_NOARGS, "Stop sampling; windows stay readable."},
     {"forget", forget, METH_NOARGS, "Drop the labels of finished requests."},
     {"check", check, METH_NOARGS, "Whether frames and contexts read as expected."},
+    {"before_fork", before_fork, METH_NOARGS, "Let what must not be forked end."},
+    {"after_fork_in_parent", after_fork_in_parent, METH_NOARGS, "Go on."},
     {"after_fork", after_fork, METH_NOARGS, "Begin anew in a forked child."},
     {"exclude_current_thread", exclude_current_thread, METH_NOARGS,
      "Never sample the calling thread."},
@@ -349,6 +375,8 @@ static PyMethodDef methods[] = {
     {"chain_of", chain_of, METH_O, "Label overlays of a serial, root first."},
     {"wrap_bootstrap", wrap_bootstrap, METH_O, "Arm threads as they start."},
     {"sleep", rest, METH_O, "Sleep, whatever patched time.sleep."},
+    {"turn_counts", turn_counts, METH_NOARGS,
+     "How often the main thread was asked for the GIL, and came."},
     {"misarm", misarm, METH_O, "Arm a thread on the caller's clock, for a test."},
     {"storm", storm, METH_VARARGS, "Send sampler signals to random threads."},
     {NULL, NULL, 0, NULL},

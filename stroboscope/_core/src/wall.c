@@ -8,6 +8,7 @@
 #include "rest.h"
 #include "sampler.h"
 #include "stacks.h"
+#include "turn.h"
 
 /* The values of a row, in nanoseconds. */
 enum { WAITING, SUSPENDED, RUNNING, WIDTH };
@@ -25,6 +26,7 @@ static sb_ledger *windows[SB_WALL_WINDOWS_MAX];
 static seat *seats, *seats_before; /* highest id first, as the interpreter's list */
 static size_t seat_count, seat_room, seat_room_before;
 static uint64_t last_ns; /* 0: no tick yet */
+static int is_ticking;
 static size_t cursor;    /* how far the looks at sets of tasks have come */
 
 static int
@@ -135,60 +137,56 @@ tick_threads(uint64_t passed)
 
 /* ---- tasks ------------------------------------------------------------------------ */
 
-/* Take new references to tasks from the slots of a set, about SB_WALL_TASKS of them or
- * all there are; returns how many, and how many slots were looked at.
+/* Take new references to SB_WALL_TASKS tasks of a set, or to all there are; returns how
+ * many. Fewer of a table that is nearly empty, as one that was big is for a while.
  *
  * Ticks go on where the last one ended, so a task that stays is seen once in each round,
  * and by steps of the golden section of a table whose size is a power of two: a round
  * meets every slot, and any part of it is spread evenly, whatever stands together. */
 static size_t
-take_tasks(PySetObject *set, PyObject **tasks, size_t room, size_t *looked)
+take_tasks(PySetObject *set, PyObject *tasks[SB_WALL_TASKS])
 {
-    size_t slots = (size_t)set->mask + 1, used = (size_t)set->used, count = 0;
-    size_t wanted = used <= SB_WALL_TASKS
-                        ? slots
-                        : (SB_WALL_TASKS * slots + used - 1) / used;
+    size_t slots = (size_t)set->mask + 1, count = 0;
+    size_t wanted = (size_t)set->used < SB_WALL_TASKS ? (size_t)set->used : SB_WALL_TASKS;
+    size_t at_most = slots < SB_WALL_SLOTS ? slots : SB_WALL_SLOTS;
     size_t step = (size_t)((double)slots * 0.6180339887) | 1;
-    for (*looked = 0; *looked < wanted && count < room; (*looked)++) {
-        setentry *entry = &set->table[(cursor + *looked) * step & (slots - 1)];
+    for (size_t looked = 0; looked < at_most && count < wanted; looked++) {
+        setentry *entry = &set->table[cursor++ * step & (slots - 1)];
         if (entry->key != NULL && entry->hash != -1) { /* -1: a slot that was left */
             tasks[count] = sb_task_of(entry->key);
             count += tasks[count] != NULL;
         }
     }
-    cursor += *looked;
     return count;
 }
 
 static void
 tick_tasks(PyObject *set, uint64_t passed)
 {
-    PyObject *tasks[4 * SB_WALL_TASKS];
-    size_t looked;
-    size_t count = take_tasks((PySetObject *)set, tasks, 4 * SB_WALL_TASKS, &looked);
-    uint64_t slots = (uint64_t)((PySetObject *)set)->mask + 1;
+    PyObject *tasks[SB_WALL_TASKS];
+    uint64_t used = (uint64_t)PySet_GET_SIZE(set);
+    size_t count = take_tasks((PySetObject *)set, tasks);
     /* From here on Python may run, and the set may change. */
-    uint64_t ns = looked ? passed * slots / looked : 0;
     for (size_t i = 0; i < count; i++) {
         sb_task found;
         sb_task_read(tasks[i], &found);
         if (found.state != SB_TASK_GONE && found.stack >= 0) {
             int column = found.state == SB_TASK_RUNNING ? RUNNING : SUSPENDED;
-            charge(found.stack, found.cell, column, ns);
+            charge(found.stack, found.cell, column, passed * used / count);
         }
         Py_XDECREF(found.cell);
         Py_DECREF(tasks[i]);
     }
 }
 
-/* wall_tick(sets): charge the time since the last tick to every open window. */
-static PyObject *
-wall_tick(PyObject *Py_UNUSED(module), PyObject *sets)
+/* Charge the time since the last tick to every open window. */
+static void
+tick(PyObject *sets)
 {
-    if (!PyList_Check(sets)) {
-        PyErr_SetString(PyExc_TypeError, "a list of sets");
-        return NULL;
+    if (is_ticking) {
+        return; /* the application's code runs, in a tick of another thread */
     }
+    is_ticking = 1;
     uint64_t now = sb_now_ns();
     uint64_t passed = last_ns != 0 ? now - last_ns : 0;
     last_ns = now;
@@ -199,6 +197,43 @@ wall_tick(PyObject *Py_UNUSED(module), PyObject *sets)
             tick_tasks(set, passed);
         }
     }
+    is_ticking = 0;
+}
+
+/* wall_tick(sets): tick now. */
+static PyObject *
+wall_tick(PyObject *Py_UNUSED(module), PyObject *sets)
+{
+    if (!PyList_Check(sets)) {
+        PyErr_SetString(PyExc_TypeError, "a list of sets");
+        return NULL;
+    }
+    tick(sets);
+    Py_RETURN_NONE;
+}
+
+/* wall_ticks(pauses, sets): tick after each of these pauses, in seconds, for as long as a
+ * window is open. In C, for the Python between two ticks is as dear as a tick: it is
+ * never warm, and the application stands still meanwhile. */
+static PyObject *
+wall_ticks(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    PyObject *pauses, *sets;
+    if (!PyArg_ParseTuple(args, "O!O!", &PyTuple_Type, &pauses, &PyList_Type, &sets)) {
+        return NULL;
+    }
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(pauses) && is_open(); i++) {
+        double seconds = PyFloat_AsDouble(PyTuple_GET_ITEM(pauses, i));
+        if (PyErr_Occurred()) {
+            sb_turn_over();
+            return NULL;
+        }
+        sb_turn_sleep(seconds);
+        if (is_open()) {
+            tick(sets);
+        }
+    }
+    sb_turn_over();
     Py_RETURN_NONE;
 }
 
@@ -274,12 +309,14 @@ sb_wall_after_fork(void)
         windows[i] = NULL;
         sb_ledger_free(ledger);
     }
+    is_ticking = 0;
     forget();
 }
 
 static PyMethodDef methods[] = {
     {"wall_open", wall_open, METH_NOARGS, "Open a window; its handle."},
     {"wall_tick", wall_tick, METH_O, "Charge the time since the last tick."},
+    {"wall_ticks", wall_ticks, METH_VARARGS, "Tick after each of some pauses."},
     {"wall_copy", wall_copy, METH_O, "A window's rows: waiting, suspended, running."},
     {"wall_close", wall_close, METH_O, "Forget a window."},
     {NULL, NULL, 0, NULL},

@@ -12,8 +12,10 @@
 
 #include <Python.h>
 
-/* Tasks looked at in one tick, about; more than that are weighed up. */
-#define SB_WALL_TASKS 16
+/* Tasks looked at in one tick; of more than that each stands for its share. */
+#define SB_WALL_TASKS 8
+/* Slots of a set looked at for them. */
+#define SB_WALL_SLOTS 4096
 #define SB_WALL_WINDOWS_MAX 16
 
 /* Add wall_open and its like to the module. 0, or -1 with an exception. */
