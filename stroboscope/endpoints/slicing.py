@@ -34,6 +34,7 @@ PARAMETERS: Mapping[str, str] = {
     "sample_index": "which value text, json and folded show: its name or number",
 }
 _DISPOSITION = "Content-Disposition"
+_FILE = re.compile(r'filename="([a-z-]+)"')
 _NUMBER = re.compile(r"[0-9]{1,4}", re.ASCII)
 
 
@@ -43,6 +44,7 @@ class Wanted(NamedTuple):
     slicer: Slicer
     format: str
     base: Profile | None
+    base_name: str
     top: int
     by_cumulative: bool
     sample_index: str
@@ -76,24 +78,36 @@ def answer(call: Call, whole: Callable[[Call], Response]) -> Response:
 
 
 def _part(whole: Response, wanted: Wanted) -> Response:
-    named = re.search(
-        r'filename="([a-z-]+)"', dict(whole.headers).get(_DISPOSITION, "")
-    )
+    name = _name(whole)
     try:
         profile = decode(whole.body, wanted.breathe)
         if wanted.base is not None:
+            if _counted(name) != _counted(wanted.base_name):
+                raise _BadParameter(f"base: a {wanted.base_name} is no {name}")
             profile = subtract(profile, wanted.base, wanted.breathe)
     except ProfileFormatError:
         raise _BadParameter("this is no profile: it has no slices") from None
     except ProfileError as error:
         raise _BadParameter(f"base: {error}") from None
     sliced = wanted.slicer.apply(profile)
-    made = _formatted(named[1] if named else "profile", profile, sliced, wanted)
+    made = _formatted(name, profile, sliced, wanted)
     for done in (sliced, profile):
         if isinstance(done.samples, Columns):
             done.samples.release(wanted.breathe)
     kept = [header for header in whole.headers if header[0] != _DISPOSITION]
     return replace(made, headers=(*made.headers, *kept))
+
+
+def _name(answer: Response) -> str:
+    """What a profile is called: its file's name."""
+    named = _FILE.search(dict(answer.headers).get(_DISPOSITION, ""))
+    return named[1] if named else "profile"
+
+
+def _counted(name: str) -> str:
+    """What profiles of this name count; heap and allocs are one in two orders."""
+    name = name.removesuffix("-delta")
+    return "heap" if name == "allocs" else name
 
 
 class _BadParameter(ValueError):
@@ -106,10 +120,12 @@ def _wanted(call: Call) -> Wanted:
     pairs = [(name, v) for name in filters.OPTIONS for v in every(query, name)]
     breathe = Breath()
     debug = first(query, "debug") or "0"
+    base, base_name = _base(call, given["base"], breathe)
     wanted = Wanted(
         Slicer(pairs, breathe),
         given["format"] or ("" if given["top"] else "pprof"),
-        _base(call, given["base"], breathe) if given["base"] else None,
+        base,
+        base_name,
         _top(given["top"]) if given["top"] else 0,
         _one_of("sort", given["sort"] or "flat", ("flat", "cum")) == "cum",
         given["sample_index"],
@@ -142,12 +158,19 @@ def _top(value: str) -> int:
     return wanted
 
 
-def _base(call: Call, name: str, breathe: Breath) -> Profile:
-    found = listing.found(call, name)
+def _base(call: Call, name: str, breathe: Breath) -> tuple[Profile | None, str]:
+    """The capture to subtract, and what it is called.
+
+    Another worker that has it is asked without our query: it would cut it as well.
+    """
+    if not name:
+        return None, ""
+    asks = replace(call, request=replace(call.request, query=""))
+    found = listing.found(asks, name)
     if found.status != 200:
         raise _BadParameter("base: no such capture")
     try:
-        return decode(found.body, breathe)
+        return decode(found.body, breathe), _name(found)
     except ProfileError:
         raise _BadParameter("base: that capture is no profile") from None
 

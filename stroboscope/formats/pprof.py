@@ -37,7 +37,7 @@ MAPPING_FILE, MAPPING_BUILD_ID = 5, 6
 MAPPING_HAS = (7, 8, 9)  # functions, filenames, line numbers
 LOCATION_ID, LOCATION_MAPPING, LOCATION_ADDRESS, LOCATION_LINE = 1, 2, 3, 4
 LINE_FUNCTION, LINE_LINE = 1, 2
-FUNCTION_ID, FUNCTION_NAME, FUNCTION_SYSTEM_NAME, FUNCTION_FILE = 1, 2, 3, 4
+FUNCTION_ID, FUNCTION_NAME, FUNCTION_FILE = 1, 2, 4
 FUNCTION_START = 5
 
 STRING_CAP = 1024
@@ -281,12 +281,11 @@ class _Writer:
         if known is not None:
             return known
         number_ = self._functions[key] = len(self._functions) + 1
-        name = self._string(frame.function)
+        # No system name: pprof would take ours for one of C++ and cut `<module>` out.
         self._function_parts += block(
             FUNCTION,
             number(FUNCTION_ID, number_)
-            + number(FUNCTION_NAME, name)
-            + number(FUNCTION_SYSTEM_NAME, name)
+            + number(FUNCTION_NAME, self._string(frame.function))
             + number(FUNCTION_FILE, self._string(frame.file))
             + number(FUNCTION_START, frame.start_line),
         )

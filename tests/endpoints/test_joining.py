@@ -210,6 +210,21 @@ def test_a_capture_is_found_by_way_of_any_worker(tmp_path: Path) -> None:
     assert (gone.status_code, unknown.status_code) == (404, 404)
 
 
+def test_a_base_is_found_by_way_of_any_worker(tmp_path: Path) -> None:
+    """Whole, whatever is asked of the difference: its worker cuts nothing from it."""
+    nap = "for _ in range(5): threading.Thread(target=time.sleep, args=(60,), daemon=True).start()"
+    forms = ("", "&format=folded", "&top=5", "&tagfocus=kind=task")
+    with workers(tmp_path, nap, nap) as (one, two):
+        name = one.ask("/pprof/threadcreate").headers["X-Stroboscope-Capture"]
+        found = [two.ask(f"/pprof/threadcreate?base={name}{form}") for form in forms]
+        wrong = two.ask(f"/pprof/goroutine?base={name}")
+
+    assert [answer.status_code for answer in found] == [200] * len(forms), found
+    assert decode(found[0].content).samples == []
+    assert found[1].text == ""
+    assert wrong.status_code == 400
+
+
 def test_h42_another_copy_is_no_worker_of_ours(tmp_path: Path) -> None:
     """Two copies of a service with different keys answer for themselves, and say so."""
     with (

@@ -106,7 +106,7 @@ def test_a_curl_alone_answers_who_waits_on_checkout(site: Site) -> None:
 
     assert answer.headers["Content-Type"] == "text/plain; charset=utf-8"
     assert lines[0] == "Type: delay"
-    assert lines[1].startswith("Showing 3 of 8 functions, ")
+    assert lines[1].startswith("Showing 3 of 11 functions, ")
     assert len(lines) == 6
     counted = site.mutex(top="3", sample_index="contentions").body.decode()
     assert counted.splitlines()[0] == "Type: contentions"
@@ -231,13 +231,27 @@ def test_parameters_that_do_not_go_together_are_refused(
     assert (answer.status, answer.body.decode().startswith(why)) == (400, True)
 
 
-def test_a_base_has_to_count_the_same(site: Site) -> None:
-    """A capture of another kind of profile, or of none, is no base."""
-    other = site.get("/pprof/goroutine").headers[HEADER]
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("/pprof/goroutine", b"base: a goroutine is no mutex\n"),
+        ("/pprof/block", b"base: a block is no mutex\n"),
+    ],
+)
+def test_a_base_has_to_count_the_same(site: Site, path: str, said: bytes) -> None:
+    """A capture of another kind of profile, even one of the same units, is no base."""
+    other = site.get(path).headers[HEADER]
     answer = site.mutex(base=other)
 
-    assert answer.status == 400
-    assert answer.body.startswith(b"base: profiles of different sample types")
+    assert (answer.status, answer.body) == (400, said)
+
+
+@pytest.mark.parametrize(("first", "then"), [("heap", "allocs"), ("allocs", "heap")])
+def test_heap_and_allocs_count_the_same(site: Site, first: str, then: str) -> None:
+    """They are one profile, shown by what is in use or by all there was."""
+    base = site.get(f"/pprof/{first}").headers[HEADER]
+
+    assert site.get(f"/pprof/{then}", f"base={base}").status == 200
 
 
 def test_a_pattern_too_costly_for_the_names_is_refused(site: Site) -> None:

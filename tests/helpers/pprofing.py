@@ -37,7 +37,7 @@ def made_up(seed: int, samples: int = 150) -> Profile:
     dice = random.Random(seed)
     files = ["shop/app.py", "shop/db.py", "lib/json.py", "<string>"]
     names = ["checkout", "items.<locals>.<lambda>", "Lock.acquire", "main", "dumps"]
-    names += ["_run", "T.call", "données"]
+    names += ["_run", "T.call", "données", "<module>", "<lambda>", "_ZN1aC1Ev"]
     frames = [
         Frame(dice.choice(files), name, line, line + dice.randrange(3))
         for name in names
