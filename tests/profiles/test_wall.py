@@ -1,6 +1,7 @@
 """The wall profile says what the programs were built to do, by clocks of their own."""
 
 import asyncio
+import statistics
 import threading
 import time
 from collections import Counter
@@ -293,9 +294,8 @@ def test_a_table_that_was_big_is_not_walked_whole() -> None:
         return time.thread_time() - began
 
     try:
-        _native.wall_tick([left])
-        ticks = min(cost(lambda: _native.wall_tick([left])) for _ in range(9))
+        ticks = [cost(lambda: _native.wall_tick([left])) for _ in range(11)]
         whole = min(cost(lambda: list(left)) for _ in range(9))
     finally:
         _native.wall_close(handle)
-    assert ticks < whole / 10
+    assert statistics.median(ticks) < whole / 5
