@@ -278,6 +278,29 @@ def test_a_ticker_ends_with_the_last_window() -> None:
     assert not _ticker._open
 
 
+def test_a_few_tasks_after_many_have_their_own_time() -> None:
+    """The set of tasks is then bigger than what of it a tick looks at."""
+
+    async def main() -> None:
+        gone = [asyncio.create_task(asyncio.sleep(0)) for _ in range(5000)]
+        await asyncio.gather(*gone)
+        gone.clear()
+        left = [asyncio.create_task(waits_a(9)) for _ in range(2)]
+        left += [asyncio.create_task(waits_b(9)) for _ in range(5)]
+        await asyncio.sleep(SECONDS + 0.1)
+        for task in left:
+            task.cancel()
+
+    profile = beside(lambda: running(main()))
+    seconds = profile.duration_ns / 1e9
+    spent = seconds_by(
+        profile, lambda s: next(iter(functions(s) & {"waits_a", "waits_b"}), "")
+    )
+
+    assert spent["waits_a"] == pytest.approx(2 * seconds, rel=0.1)
+    assert spent["waits_b"] == pytest.approx(5 * seconds, rel=0.1)
+
+
 @pytest.mark.native
 def test_a_table_that_was_big_is_not_walked_whole() -> None:
     """At most SB_WALL_SLOTS places of it are looked at in a tick: the set of a million

@@ -138,25 +138,29 @@ tick_threads(uint64_t passed)
 /* ---- tasks ------------------------------------------------------------------------ */
 
 /* Take new references to SB_WALL_TASKS tasks of a set, or to all there are; returns how
- * many. Fewer of a table that is nearly empty, as one that was big is for a while.
+ * many, and for how many each stands.
  *
  * Ticks go on where the last one ended, so a task that stays is seen once in each round,
  * and by steps of the golden section of a table whose size is a power of two: a round
  * meets every slot, and any part of it is spread evenly, whatever stands together. */
 static size_t
-take_tasks(PySetObject *set, PyObject *tasks[SB_WALL_TASKS])
+take_tasks(PySetObject *set, PyObject *tasks[SB_WALL_TASKS], double *stands_for)
 {
     size_t slots = (size_t)set->mask + 1, count = 0;
     size_t wanted = (size_t)set->used < SB_WALL_TASKS ? (size_t)set->used : SB_WALL_TASKS;
     size_t at_most = slots < SB_WALL_SLOTS ? slots : SB_WALL_SLOTS;
-    size_t step = (size_t)((double)slots * 0.6180339887) | 1;
-    for (size_t looked = 0; looked < at_most && count < wanted; looked++) {
+    size_t step = (size_t)((double)slots * 0.6180339887) | 1, looked = 0;
+    for (; looked < at_most && count < wanted; looked++) {
         setentry *entry = &set->table[cursor++ * step & (slots - 1)];
         if (entry->key != NULL && entry->hash != -1) { /* -1: a slot that was left */
             tasks[count] = sb_task_of(entry->key);
             count += tasks[count] != NULL;
         }
     }
+    /* A table that was big is nearly empty for a while: what was found of it then stands
+     * for the part that was not looked at. */
+    *stands_for = count == wanted ? (double)set->used / (double)count
+                                  : (double)slots / (double)looked;
     return count;
 }
 
@@ -164,15 +168,15 @@ static void
 tick_tasks(PyObject *set, uint64_t passed)
 {
     PyObject *tasks[SB_WALL_TASKS];
-    uint64_t used = (uint64_t)PySet_GET_SIZE(set);
-    size_t count = take_tasks((PySetObject *)set, tasks);
+    double stands_for;
+    size_t count = take_tasks((PySetObject *)set, tasks, &stands_for);
     /* From here on Python may run, and the set may change. */
     for (size_t i = 0; i < count; i++) {
         sb_task found;
         sb_task_read(tasks[i], &found);
         if (found.state != SB_TASK_GONE && found.stack >= 0) {
             int column = found.state == SB_TASK_RUNNING ? RUNNING : SUSPENDED;
-            charge(found.stack, found.cell, column, passed * used / count);
+            charge(found.stack, found.cell, column, (uint64_t)((double)passed * stands_for));
         }
         Py_XDECREF(found.cell);
         Py_DECREF(tasks[i]);
