@@ -34,11 +34,7 @@ def ours(loop, ages):
 
 
 def ours_text(loop, ages):
-    blocks = (
-        text.Block(s.kind, s.name, s.state, s.age_s, s.labels, s.frames)
-        for s in snapshot([loop], ages).stacks
-    )
-    text.blocks(blocks, Breath())
+    text.blocks(snapshot([loop], ages).stacks.blocks(), Breath())
 
 
 def asyncios(loop, ages):

@@ -192,8 +192,9 @@ def snapshot(name: str) -> Callable[[Call], Response]:
         if refused := too_long(call, _cap_s(call)):
             return refused
         if debug == "2" and name == "goroutine":
-            blocks = _blocks(stacks_asked(call, is_fresh=False))
-            return Response(200, blocks.encode("utf-8", "replace"), TEXT)
+            taken = stacks_asked(call, is_fresh=False).stacks
+            shown = text.blocks(taken.blocks(), Breath())
+            return Response(200, shown.encode("utf-8", "replace"), TEXT)
         if seconds is not None:
             call.until_start()
         notes = _collect_garbage(call, name)
@@ -201,7 +202,7 @@ def snapshot(name: str) -> Callable[[Call], Response]:
         collected = replace(collected, comments=(*collected.comments, *notes))
         if debug not in ("", "0"):
             fraction = call.desk.knobs.get("mutex_fraction")
-            shown = text.counts(name, collected, fraction)
+            shown = text.counts(name, collected, fraction, Breath())
             return Response(200, shown.encode("utf-8", "replace"), TEXT)
         if seconds is None:
             return _attached(call, name, collected, [])
@@ -287,14 +288,6 @@ def _collect_garbage(call: Call, name: str) -> tuple[str, ...]:
         return (f"gc: not collected, the next collection may be in {left_s:.0f} s",)
     gc.collect()
     return ("gc: collected before",)
-
-
-def _blocks(taken: Snapshot) -> str:
-    blocks = (
-        text.Block(one.kind, one.name, one.state, one.age_s, one.labels, one.frames)
-        for one in taken.stacks
-    )
-    return text.blocks(blocks, Breath())
 
 
 def _wait(call: Call, seconds: float) -> bool:

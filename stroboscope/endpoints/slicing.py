@@ -195,7 +195,7 @@ def _formatted(
     breathe = wanted.breathe
     index = _index(profile, wanted.sample_index)
     if wanted.is_text:
-        return _text(text.counts(name, sliced))
+        return _text(text.counts(name, sliced, breathe=breathe))
     if wanted.top:
         rows = table.functions(
             sliced,

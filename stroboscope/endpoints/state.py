@@ -17,11 +17,12 @@ from stroboscope.endpoints import evidence, fencing, native, stalls
 from stroboscope.endpoints.call import Call, as_json, one_line
 from stroboscope.endpoints.profiles import stacks_asked
 from stroboscope.errors import FolderError, KnobConflict, KnobError
+from stroboscope.formats import text
 from stroboscope.formats.prometheus import CONTENT_TYPE, Family, one, render
 from stroboscope.knobs import TTL_DEFAULT_S
 from stroboscope.labels import TABLE
 from stroboscope.profiles.breath import Breath
-from stroboscope.profiles.stacks import Stack
+from stroboscope.profiles.stacks import Stacks
 from stroboscope.stalls import WATCH
 
 #: Longer ids are none of ours; see `auth.tokens.OWNER_CAP`.
@@ -55,34 +56,38 @@ def show_stacks(call: Call) -> Response:
         found = stacks_asked(call, is_fresh=False).stacks
     except ValueError as error:
         return refusal(call.request, 400, str(error))
-    breathe = Breath()
     if call.kind == JSON:
-        rows = []
-        for stack in found:
-            rows.append(json.dumps(_shown(stack)))
-            breathe()
-        return Response(200, f"[{','.join(rows)}]\n".encode(), JSON)
-    lines = []
-    for stack in found:
-        shown = " ".join(f"{key}={value}" for key, value in stack.labels)
-        age = "" if stack.age_s is None else f"{stack.age_s:.0f} s"
-        parts = (stack.kind, stack.name, stack.state, age, shown)
-        lines.append(" ".join(filter(None, parts)))
-        lines += [f"    {f.function} {f.file}:{f.line}" for f in stack.frames]
-        lines.append("")
+        return Response(200, _stacks_json(found).encode(), JSON)
+    shown = text.lines(found.blocks(), Breath())
+    return Response(200, shown.encode("utf-8", "replace"))
+
+
+def _stacks_json(stacks: Stacks) -> str:
+    """A list with an object of each; beyond `BYTES_CAP` one says how many more."""
+    breathe = Breath()
+    rows: list[str] = []
+    room = text.BYTES_CAP
+    for kind, name, state, age_s, labels, frames in stacks.blocks():
         breathe()
-    return Response(200, "\n".join(lines).encode("utf-8", "replace"))
+        if room < 0:
+            rows.append(json.dumps(_truncated(len(stacks) - len(rows))))
+            break
+        one = {
+            "kind": kind,
+            "name": name,
+            "state": state,
+            "age_s": None if age_s is None else round(age_s, 1),
+            "labels": dict(labels),
+            "frames": [f"{f.function} {f.file}:{f.line}" for f in frames],
+        }
+        rows.append(json.dumps(one))
+        room -= len(rows[-1])
+    return f"[{','.join(rows)}]\n"
 
 
-def _shown(stack: Stack) -> dict[str, Any]:
-    return {
-        "kind": stack.kind,
-        "name": stack.name,
-        "state": stack.state,
-        "age_s": None if stack.age_s is None else round(stack.age_s, 1),
-        "labels": dict(stack.labels),
-        "frames": [f"{f.function} {f.file}:{f.line}" for f in stack.frames],
-    }
+def _truncated(more: int) -> dict[str, Any]:
+    shown = {"name": f"{more} more", "state": "", "age_s": None}
+    return {"kind": "[truncated]", **shown, "labels": {}, "frames": []}
 
 
 def gc_statistics(call: Call) -> Response:

@@ -13,7 +13,7 @@ import sys
 import time
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
@@ -22,6 +22,7 @@ from stroboscope._core.at_rest import CREATED, RUNNING
 from stroboscope._threads import alive, ident
 from stroboscope.formats.names import plain
 from stroboscope.formats.profile import Frame, Labels, Profile, Sample, ValueType
+from stroboscope.formats.text import Block
 from stroboscope.labels import labels_of
 from stroboscope.profiles.ages import Ages
 from stroboscope.profiles.breath import Breath
@@ -106,6 +107,26 @@ class Stacks(Sequence[Stack]):
             self.frames[self.frames_of[at]],
             None if math.isnan(age_s) else age_s,
         )
+
+    def blocks(self) -> Iterator[Block]:
+        """All of them as the text forms take them; equal parts are one object."""
+        for kind, name, state, age_s, labels, frames in zip(
+            self.kinds,
+            self.names,
+            self.states,
+            self.ages_s,
+            self.labels_of,
+            self.frames_of,
+            strict=True,
+        ):
+            yield Block(
+                kind,
+                name,
+                state,
+                None if math.isnan(age_s) else age_s,
+                self.label_sets[labels],
+                self.frames[frames],
+            )
 
     def older_than(self, age_s: float) -> Stacks:
         """Those that are known to be so old."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import json
 import subprocess
 import threading
 import time
@@ -19,6 +20,7 @@ from stroboscope.auth.tokens import Tokens
 from stroboscope.endpoints.profiles import NAMES
 from stroboscope.endpoints.snapshots import SHARED_S, Snapshots
 from stroboscope.errors import Throttled
+from stroboscope.formats import text
 from stroboscope.formats.pprof import encode, prune
 from stroboscope.formats.pprof_reader import decode
 from stroboscope.formats.profile import Frame, Profile, Sample, ValueType
@@ -166,6 +168,29 @@ def test_h23_output_is_bounded() -> None:
 
     assert decode(body).total() == whole.total()
     assert any("summed up" in message.string_table[c] for c in message.comment)
+
+
+@pytest.mark.parametrize(
+    ("path", "accept"),
+    [
+        ("/debug/pprof/goroutine?debug=2", "*/*"),
+        ("/debug/pprof/goroutine?debug=1", "*/*"),
+        ("/debug/stacks", "text/plain"),
+        ("/debug/stacks", "application/json"),
+    ],
+)
+def test_h23_texts_are_bounded(
+    path: str, accept: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten thousand deep tasks come to no gigabyte, in any form, and it is said."""
+    monkeypatch.setattr(text, "BYTES_CAP", 100)
+    answer = ask_asgi(path, headers() | {"Accept": accept})
+
+    assert answer.status == 200
+    assert b"[truncated]" in answer.body
+    assert answer.body.count(b" more") == 1
+    if accept == "application/json":
+        assert json.loads(answer.body)[-1]["kind"] == "[truncated]"
 
 
 def test_h22_equal_snapshots_at_once_are_one_walk() -> None:

@@ -1,9 +1,11 @@
 """Folded stacks, speedscope's files, call trees and tables are what their readers expect."""
 
 import json
+import re
 import shutil
 import subprocess
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import fetching
 import pytest
 from pprofing import made_up
 
-from stroboscope.formats import folded, speedscope, table, tree
+from stroboscope.formats import folded, speedscope, table, text, tree
 from stroboscope.formats.profile import Frame, Profile, Sample, ValueType, subtract
 
 ROOT = Path(__file__).parents[2]
@@ -191,6 +193,50 @@ def test_text_forms_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sum(int(line.rpartition(" ")[2]) for line in lines) == WHOLE.total(1)
     assert len(delay["weights"]) < 100
     assert sum(delay["weights"]) == delay["endValue"] == WHOLE.total(1)
+
+
+def sums(shown: str) -> tuple[int, int]:
+    """Delay and number of a `debug=1`, added up."""
+    rows = re.findall(r"^(\d+) (\d+) @", shown, re.MULTILINE)
+    return sum(int(row[0]) for row in rows), sum(int(row[1]) for row in rows)
+
+
+def test_counts_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lightest are summed up in a last line: what is there still adds up."""
+    whole = text.counts("mutex", WHOLE)
+    monkeypatch.setattr(text, "BYTES_CAP", 2000)
+    shown = text.counts("mutex", WHOLE)
+
+    assert len(shown) < 4000 < len(whole)
+    assert whole.startswith(
+        shown.rpartition("@\n#\t[truncated]")[0].rpartition("\n")[0]
+    )
+    more = re.search(r"\[truncated\]: (\d+) more\n$", shown)
+    assert more is not None
+    assert int(more[1]) + shown.count(" @ 0x") == len(WHOLE.samples)
+    assert sums(shown) == sums(whole) == (WHOLE.total(1), WHOLE.total(0))
+
+
+@pytest.mark.parametrize("form", [text.blocks, text.lines])
+def test_dumps_are_bounded(
+    form: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So many tasks as deep as may be come to no gigabyte; how many more is said."""
+    stack = tuple(frame(f"f{depth}") for depth in range(100))
+    blocks = [
+        text.Block("task", f"Task-{at}", "suspended", 7.0, (("a", "b"),), stack)
+        for at in range(50)
+    ]
+    breaths: list[int] = []
+    whole = form(iter(blocks), lambda: breaths.append(1))
+    monkeypatch.setattr(text, "BYTES_CAP", len(whole) // 5)
+    shown = form(iter(blocks))
+
+    assert whole.count("Task-") == len(breaths) == 50
+    kept = shown.count("Task-")
+    assert 9 <= kept <= 12
+    assert shown.endswith(f"[truncated]: {50 - kept} more\n")
+    assert whole.startswith(shown.removesuffix(f"[truncated]: {50 - kept} more\n"))
 
 
 def test_the_table_reads_like_pprofs() -> None:
