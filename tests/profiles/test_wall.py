@@ -107,6 +107,38 @@ def test_each_thread_adds_up_to_the_time_that_passed() -> None:
         assert of_body == pytest.approx(profile.duration_ns / 1e9, rel=0.02), body
 
 
+def test_threads_that_come_and_go_have_their_time() -> None:
+    """Hundreds of threads that live for two or three ticks, as those of a server with
+    one for each request: the sum of their lives."""
+    lived: list[float] = []
+
+    def brief() -> None:
+        began = time.monotonic()
+        time.sleep(0.025)
+        lived.append(time.monotonic() - began)
+
+    def one_after_another() -> None:
+        end = time.monotonic() + SECONDS
+        while time.monotonic() < end:
+            thread = threading.Thread(target=brief)
+            thread.start()
+            thread.join()
+
+    def work() -> None:
+        time.sleep(0.1)
+        starting = [threading.Thread(target=one_after_another) for _ in range(4)]
+        for thread in starting:
+            thread.start()
+        for thread in starting:
+            thread.join()
+
+    profile = beside(work, SECONDS + 0.5)
+    spent = seconds_by(profile, lambda s: "brief" in functions(s))[True]
+
+    assert len(lived) > 200
+    assert spent == pytest.approx(sum(lived), rel=0.06)
+
+
 def test_a_waiting_thread_waits_where_it_stands_under_its_labels() -> None:
     """One second under a label at one place, half a second at another: each has its
     time and no other, and none of it is on the CPU."""

@@ -90,9 +90,16 @@ tick_thread(PyThreadState *tstate, const seat *before, uint64_t passed)
         return;
     }
     seat_count++;
-    /* On 3.11 a state carries its creator's id until its own thread runs. */
+    /* One that began since the last tick counts for all of it, as its end will count for
+     * nothing: a life is so many ticks, on average. What a thread of C burnt before it
+     * came to Python is none of that. On 3.11 a state carries its creator's id until its
+     * own thread runs. */
+    static const seat BORN = {0, 0, 0, 0, -1};
     if (before == NULL || before->tid != now->tid || now->cpu_ns < before->cpu_ns) {
-        return;
+        if (now->cpu_ns > passed) {
+            return;
+        }
+        before = &BORN;
     }
     uint64_t ns = waited(now, before, passed);
     if (now->cpu_ns == before->cpu_ns) {
