@@ -19,6 +19,8 @@ class LabelCell:
     labels: object | None
     #: Called with no argument while the cell is live, to find late-bound labels.
     source: Callable[[], object | None] | None
+    #: Of an ASGI request whose name is what `starlette_template` says of it; or None.
+    scope: object | None
     #: The endpoint, once it is known; set once.
     shown: str | None
     def __init__(
@@ -49,12 +51,14 @@ class LabelCell:
     ) -> bool:
         """Become a task; whether it is recorded.
 
-        `link` may tell a trace id: ASGI headers, a `traceparent`, or both ids in 24
-        bytes. `chosen` decides for a task that has none around it; `parent` is the
+        `link` may tell a trace id: ASGI's scope or its headers, WSGI's environ, a
+        `traceparent`, or both ids in 24 bytes. `chosen` decides for a task that has none around it; `parent` is the
         serial of a task that it continues.
         """
     def end_task(self, name: str | None, status: int, /) -> None:
         """The task is over; its last name, if it has one by now. Idempotent."""
+    def end_request(self, fallback: str, status: int, /) -> None:
+        """The task is over, named as its scope or its source says now."""
     def name_task(self, name: str, /) -> None: ...
     def link_task(self, link: object, /) -> None: ...
     def label_task(self, label: str, /) -> None: ...
@@ -64,6 +68,9 @@ class LabelCell:
     @property
     def recorded(self) -> bool:
         """Whether the task it belongs to is recorded and runs."""
+    @property
+    def wanted(self) -> int:
+        """Who wants events of that task: as `trace_wanted`, 0 if it is not recorded."""
     @property
     def trace_id(self) -> str | None: ...
     @property
@@ -139,10 +146,19 @@ def set_region_spans(
 def set_span_place(ask: Callable[[], Any | None], var: object, key: object, /) -> None:
     """Where OpenTelemetry's API keeps the current span, and how to ask it."""
 
+def may_have_span() -> bool:
+    """False where `current_span` would find none, without a call of Python code."""
+
+def route_template(scope: object, /) -> str | None:
+    """What `starlette_template` says of a plain route; None for any other. Never raises."""
+
 def current_span() -> Any | None:
     """OpenTelemetry's current span, or None."""
 
 def trace_open(file: int, events: int, service: str, /) -> None: ...
+def trace_prefault() -> bool:
+    """Let every page of the block be there; whether they are. Gives the GIL up."""
+
 def trace_close() -> None: ...
 def trace_want(who: int, is_wanted: bool, /) -> None: ...
 def trace_wanted() -> int: ...

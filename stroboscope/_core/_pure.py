@@ -33,7 +33,15 @@ _HAS_THREAD_CLOCKS = sys.platform == "linux"
 class LabelCell:
     """What a ContextVar holds for a request or a `do` block; never sampled here."""
 
-    __slots__ = ("__weakref__", "labels", "parent", "serial", "shown", "source")
+    __slots__ = (
+        "__weakref__",
+        "labels",
+        "parent",
+        "scope",
+        "serial",
+        "shown",
+        "source",
+    )
     _serials = itertools.count(1)
 
     def __init__(
@@ -44,6 +52,7 @@ class LabelCell:
         self.source: Callable[[], object | None] | None = None
         self.serial = next(self._serials)
         self.shown: str | None = None
+        self.scope: object | None = None
 
     @property
     def sampled(self) -> bool:
@@ -63,6 +72,7 @@ class LabelCell:
 
     task = 0
     recorded = False
+    wanted = 0
     trace_id: str | None = None
     span_id: str | None = None
 
@@ -71,6 +81,9 @@ class LabelCell:
         return False
 
     def end_task(self, name: str | None, status: int) -> None:
+        """It was not recorded."""
+
+    def end_request(self, fallback: str, status: int) -> None:
         """It was not recorded."""
 
     name_task = link_task = label_task = lambda self, text: None

@@ -15,8 +15,10 @@ try:
     from stroboscope._core._native import (
         current_span,
         log,
+        may_have_span,
         perfetto_write,
         region,
+        route_template,
         set_region_decorator,
         set_region_spans,
         set_span_place,
@@ -32,6 +34,7 @@ try:
         trace_gc,
         trace_info,
         trace_open,
+        trace_prefault,
         trace_snapshot,
         trace_stack,
         trace_stamps_clear,
@@ -55,10 +58,11 @@ except ImportError:
         return None
 
     set_region_spans = set_span_place = current_span = _nothing
+    may_have_span = route_template = _nothing
     perfetto_write = timeline_read = timeline_text = _missing
     trace_after_fork = trace_capture_begin = trace_capture_drain = _missing
     trace_capture_end = trace_close = trace_fraction = trace_info = _missing
-    trace_open = trace_snapshot = trace_stack = trace_want = _missing
+    trace_open = trace_prefault = trace_snapshot = trace_stack = trace_want = _missing
     trace_count = trace_gc = trace_stamps_clear = trace_watched = _missing
 
 #: Who wants events: the bits of `trace_want` and `trace_wanted`.
@@ -76,8 +80,10 @@ __all__ = [
     "FLIGHT",
     "current_span",
     "log",
+    "may_have_span",
     "perfetto_write",
     "region",
+    "route_template",
     "set_region_decorator",
     "set_region_spans",
     "set_span_place",
@@ -93,6 +99,7 @@ __all__ = [
     "trace_gc",
     "trace_info",
     "trace_open",
+    "trace_prefault",
     "trace_snapshot",
     "trace_stack",
     "trace_stamps_clear",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from stroboscope._core.recording import may_have_span
 from stroboscope._types import ASGIApp, Message, Receive, Scope, Send
 from stroboscope.middleware.observed import Labeller, Observed, running
 from stroboscope.middleware.routes import starlette_template
@@ -16,12 +17,8 @@ class ASGIRequest(Observed):
     __slots__ = ("_send",)
 
     def __init__(self, labeller: Labeller, scope: Scope, send: Send) -> None:
-        super().__init__(labeller, scope, scope.get("method", "GET"))
+        super().__init__(labeller, scope, scope.get("method", "GET"), scope)
         self._send = send
-
-    def link(self) -> object:
-        """The headers, where `traceparent` may be."""
-        return self.carrier.get("headers")
 
     def path(self) -> object:
         """The path as it was asked for."""
@@ -32,7 +29,7 @@ class ASGIRequest(Observed):
         try:
             if message["type"] == "http.response.start":
                 self.status = int(message.get("status", 0))
-                if self.is_recorded:
+                if self.is_recorded and (self.span is not None or may_have_span()):
                     self.tell_span()
             elif self.span_is_inside and not message.get("more_body"):
                 self.judge()
@@ -46,6 +43,8 @@ def note_scope(scope: Scope) -> None:
     request = running(ASGIRequest)
     if request is not None:
         request.carrier = scope
+        if request.cell is not None and request.cell.scope is not None:
+            request.cell.scope = scope
 
 
 class StroboscopeASGI:

@@ -20,11 +20,13 @@ from stroboscope.labels import TABLE, LabelSet
 from stroboscope.labels.outcome import latency_bucket, status_class
 from stroboscope.labels.sets import SpannedLabels
 from stroboscope.labels.tenants import TenantBuckets
+from stroboscope.middleware.routes import starlette_template
 from stroboscope.settings import Settings
 from stroboscope.tracing import otel
 from stroboscope.tracing.triggers import TRIGGERS
 
 UNMATCHED = "(unmatched)"
+_UNNAMED = f"http:{UNMATCHED}"
 METHODS = frozenset(
     {"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT"}
 )
@@ -44,6 +46,8 @@ class Labeller:
         self, settings: Settings, template: Callable[[Any], str | None]
     ) -> None:
         self._template = template
+        #: Whether C may read the template of a plain route by itself.
+        self.reads_scope = template is starlette_template
         self._tenant = settings.tenant
         self._buckets = TenantBuckets(settings)
         self._bounds = settings.latency_buckets
@@ -192,7 +196,9 @@ class Observed:
     #: Whether it keeps a server's thread while it runs.
     holds_thread = False
 
-    def __init__(self, labeller: Labeller, carrier: Any, method: object) -> None:
+    def __init__(
+        self, labeller: Labeller, carrier: Any, method: object, link: object = None
+    ) -> None:
         self.labeller = labeller
         self.carrier = carrier
         self.method = method
@@ -218,17 +224,15 @@ class Observed:
         if trace_wanted():
             kind = method if isinstance(method, str) and method in METHODS else "OTHER"
             span = current_span()
-            if span is None:
-                self.is_recorded = self.cell.begin_task(kind, None, self.link())
-            else:
-                self._begin_in_span(self.cell, kind, span)
-
-    def _begin_in_span(self, cell: LabelCell, kind: str, span: Any) -> None:
-        link = otel.link_of(span) or self.link()
-        self.is_recorded = cell.begin_task(kind, None, link)
-        if self.is_recorded and otel.is_local(span):
-            self.span = span
-            otel.name_task(span, cell)
+            if span is not None:
+                link = otel.link_of(span) or link
+            self.is_recorded = self.cell.begin_task(kind, None, link)
+            if self.is_recorded:
+                if labeller.reads_scope:
+                    self.cell.scope = carrier
+                if span is not None and otel.is_local(span):
+                    self.span = span
+                    otel.name_task(span, self.cell)
 
     def take_span(self, span: Any) -> None:
         """A span of its own began: the first is the request's, and the task's ids."""
@@ -239,10 +243,7 @@ class Observed:
             otel.name_task(span, cell)
 
     def tell_span(self) -> None:
-        """Write on the request's span what is known by now. Never raises.
-
-        Cheap for a request that has none.
-        """
+        """Write on the request's span what is known by now. Never raises."""
         cell = self.cell
         try:
             span = current_span() if self.span is None else self.span
@@ -290,10 +291,6 @@ class Observed:
         """The path as it was asked for, or None."""
         return None
 
-    def link(self) -> object:
-        """What may hold a `traceparent`; see `LabelCell.begin_task`."""
-        return None
-
     def task_name(self) -> str | None:
         """The name of the request's task, once its route is known; C asks for it."""
         endpoint = self.labeller.endpoint(self)
@@ -328,20 +325,20 @@ class Observed:
         if cell.sampled:
             cell.labels = self.labeller.labels(self)
             cell.publish()
-        if self.is_recorded and cell.recorded:
+        if self.is_recorded and (wanted := cell.wanted):
             if self.span is not None:
                 self.tell_span()
-            self._end_task(cell)
+            if wanted & CAPTURE:
+                self._label_task(cell)
+            cell.end_request(_UNNAMED, self.status)
         if TRIGGERS.are_on:
             took_ns = self.ended_ns - self.began_ns
             TRIGGERS.ended(self, took_ns, self.status, is_judged=self.is_judged)
         self.cell = self.inside = self.span = None
 
-    def _end_task(self, cell: LabelCell) -> None:
-        if trace_wanted() & CAPTURE:
-            for key, value in self.labeller.labels(self) or ():
-                cell.label_task(f"{key}={value}")
-        cell.end_task(self.task_name() or f"http:{UNMATCHED}", self.status)
+    def _label_task(self, cell: LabelCell) -> None:
+        for key, value in self.labeller.labels(self) or ():
+            cell.label_task(f"{key}={value}")
 
 
 def running(kind: type[R]) -> R | None:

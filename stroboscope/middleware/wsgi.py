@@ -23,12 +23,9 @@ class WSGIRequest(ThreadObserved):
     def __init__(
         self, labeller: Labeller, environ: Environ, start_response: StartResponse
     ) -> None:
-        super().__init__(labeller, environ, environ.get("REQUEST_METHOD", "GET"))
+        method = environ.get("REQUEST_METHOD", "GET")
+        super().__init__(labeller, environ, method, environ)
         self._start_response = start_response
-
-    def link(self) -> object:
-        """The header `traceparent`, where there is one."""
-        return self.carrier.get("HTTP_TRACEPARENT")
 
     def path(self) -> object:
         """The path as it was asked for."""

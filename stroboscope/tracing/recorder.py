@@ -170,6 +170,8 @@ class Recorder:
         if self._box is None:
             recording.trace_open(-1, events, self._service)
         self._is_open = True
+        with contextlib.suppress(RuntimeError):  # no thread to be had: it costs more
+            engine.start_thread(recording.trace_prefault)
         if not self._is_registered:
             self._is_registered = True
             os.register_at_fork(after_in_child=self._after_fork)

@@ -101,6 +101,7 @@ cell_traverse(PyObject *object, visitproc visit, void *arg)
     Py_VISIT(self->parent);
     Py_VISIT(self->labels);
     Py_VISIT(self->source);
+    Py_VISIT(self->scope);
     return 0;
 }
 
@@ -115,6 +116,7 @@ cell_clear(PyObject *object)
     Py_CLEAR(self->labels);
     Py_CLEAR(self->source);
     Py_CLEAR(self->shown);
+    Py_CLEAR(self->scope);
     return 0;
 }
 
@@ -237,6 +239,7 @@ static PyMemberDef cell_members[] = {
     {"parent", T_OBJECT, offsetof(sb_cell, parent), READONLY, NULL},
     {"labels", T_OBJECT, offsetof(sb_cell, labels), 0, NULL},
     {"source", T_OBJECT, offsetof(sb_cell, source), 0, NULL},
+    {"scope", T_OBJECT, offsetof(sb_cell, scope), 0, NULL},
     {NULL, 0, 0, 0, NULL},
 };
 
@@ -246,6 +249,7 @@ static PyGetSetDef cell_getset[] = {
     {"ended", cell_get_ended, NULL, "Whether its labels are final.", NULL},
     {"task", sb_task_serial, NULL, "Serial of the task it belongs to, or 0.", NULL},
     {"recorded", sb_task_recorded, NULL, "Whether its task is recorded now.", NULL},
+    {"wanted", sb_task_wanted, NULL, "Who wants its task's events; 0 for nobody.", NULL},
     {"trace_id", sb_task_trace_id, NULL, "OpenTelemetry's, in hexadecimal.", NULL},
     {"span_id", sb_task_span_id, NULL, "OpenTelemetry's, in hexadecimal.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
@@ -258,6 +262,8 @@ static PyMethodDef cell_methods[] = {
      "Become a task, recorded or not."},
     {"end_task", (PyCFunction)(void (*)(void))sb_task_end, METH_FASTCALL,
      "The task is over."},
+    {"end_request", (PyCFunction)(void (*)(void))sb_task_end_request, METH_FASTCALL,
+     "The task is over, named as its source says now."},
     {"name_task", sb_task_set_name, METH_O, "Name the task, as soon as it is known."},
     {"link_task", sb_task_link, METH_O, "Tie the task to a trace id and a span id."},
     {"label_task", sb_task_label, METH_O, "Note a label of the task, `key=value`."},

@@ -13,6 +13,7 @@ typedef struct sb_cell {
     PyObject *labels;       /* strong, or NULL: this cell's overlay */
     PyObject *source;       /* strong, or NULL: finds late labels */
     PyObject *shown;        /* strong, or NULL: the endpoint, once known; set once */
+    PyObject *scope;        /* strong, or NULL: of ASGI, which names the task */
     struct sb_cell *previous, *next; /* all live cells */
     atomic_uchar sampled;
     unsigned char ended; /* its labels are final */

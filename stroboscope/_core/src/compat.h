@@ -32,6 +32,23 @@
 
 typedef struct _PyInterpreterFrame sb_frame;
 
+/* An attribute, new reference; NULL where there is none or its lookup fails. Sets no
+ * exception, makes none for what is missing. May run Python code. */
+static inline PyObject *
+sb_attribute_or_null(PyObject *owner, PyObject *name)
+{
+    PyObject *found;
+#if PY_VERSION_HEX >= 0x030d0000
+    int status = PyObject_GetOptionalAttr(owner, name, &found);
+#else
+    int status = _PyObject_LookupAttr(owner, name, &found);
+#endif
+    if (status < 0) {
+        PyErr_Clear();
+    }
+    return found;
+}
+
 /* The state that holds the GIL, or NULL: this thread's own from 3.12, anybody's on 3.11. */
 static inline PyThreadState *
 sb_state_that_runs(void)

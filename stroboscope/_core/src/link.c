@@ -73,9 +73,20 @@ read_headers(sb_cell *cell, PyObject *headers)
     return 0;
 }
 
+/* Where a request keeps its headers: ASGI a list of them, WSGI an entry of each. */
+static PyObject *headers_key, *traceparent_key;
+
 int
 sb_link_read(sb_cell *cell, PyObject *link)
 {
+    if (PyDict_Check(link)) {
+        PyObject *found = PyDict_GetItemWithError(link, headers_key);
+        if (found == NULL && !PyErr_Occurred()) {
+            found = PyDict_GetItemWithError(link, traceparent_key);
+        }
+        PyErr_Clear();
+        link = found != NULL ? found : Py_None;
+    }
     if (PyList_Check(link)) {
         return read_headers(cell, link);
     }
@@ -142,8 +153,15 @@ current_span(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
     return PyObject_CallNoArgs(ask_span);
 }
 
+static PyObject *
+may_have_span(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+    return PyBool_FromLong(ask_span != NULL && !has_no_span());
+}
+
 static PyMethodDef methods[] = {
     {"set_span_place", set_span_place, METH_VARARGS, "Where the current span is."},
+    {"may_have_span", may_have_span, METH_NOARGS, "Whether `current_span` may find one."},
     {"current_span", current_span, METH_NOARGS, "OpenTelemetry's current span, or None."},
     {NULL, NULL, 0, NULL},
 };
@@ -151,5 +169,9 @@ static PyMethodDef methods[] = {
 int
 sb_link_init(PyObject *module)
 {
-    return PyModule_AddFunctions(module, methods);
+    Py_XSETREF(headers_key, PyUnicode_InternFromString("headers"));
+    Py_XSETREF(traceparent_key, PyUnicode_InternFromString("HTTP_TRACEPARENT"));
+    return headers_key == NULL || traceparent_key == NULL
+               ? -1
+               : PyModule_AddFunctions(module, methods);
 }

@@ -139,6 +139,35 @@ sb_trace_name_of(const char *name)
     return id;
 }
 
+/* ---- routes ----------------------------------------------------------------------- */
+
+/* A template belongs to its route, so it is the same object each time. */
+enum { ROUTES_BITS = 6 };
+
+static struct {
+    PyObject *template; /* strong, or NULL */
+    uint32_t id;
+} recent_routes[1 << ROUTES_BITS];
+
+uint32_t
+sb_trace_route_name(PyObject *template)
+{
+    uint64_t mixed = (uint64_t)(uintptr_t)template * 0x9E3779B97F4A7C15u;
+    uint32_t place = (uint32_t)(mixed >> (64 - ROUTES_BITS));
+    if (recent_routes[place].template == template) {
+        return recent_routes[place].id;
+    }
+    PyObject *name = PyUnicode_FromFormat("http:%U", template);
+    uint32_t id = name ? sb_trace_name(name, 1) : SB_NAME_OVERFLOW;
+    PyErr_Clear();
+    Py_XDECREF(name);
+    if (id != SB_NAME_OVERFLOW) {
+        recent_routes[place].id = id;
+        Py_XSETREF(recent_routes[place].template, Py_NewRef(template));
+    }
+    return id;
+}
+
 /* ---- life ------------------------------------------------------------------------- */
 
 uint32_t
@@ -155,6 +184,9 @@ sb_names_forget(void)
     PyDict_Clear(names);
     for (size_t i = 0; i < sizeof recent / sizeof *recent; i++) {
         Py_CLEAR(recent[i].name);
+    }
+    for (size_t i = 0; i < sizeof recent_routes / sizeof *recent_routes; i++) {
+        Py_CLEAR(recent_routes[i].template);
     }
 }
 

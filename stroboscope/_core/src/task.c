@@ -33,13 +33,6 @@ sb_trace_row(uint64_t serial, int32_t slot)
     return row->serial == serial ? row : NULL;
 }
 
-static int
-is_recorded(const sb_cell *cell)
-{
-    return sb_trace.wanted && cell->task == cell && cell->mark == sb_trace.generation &&
-           !cell->over;
-}
-
 /* ---- the decision ----------------------------------------------------------------- */
 
 static uint64_t
@@ -171,7 +164,7 @@ sb_task_begin(PyObject *object, PyObject *const *args, Py_ssize_t count)
 static void
 end(sb_cell *cell, uint32_t status)
 {
-    if (is_recorded(cell)) {
+    if (sb_task_is_recorded(cell)) {
         sb_trace_put(sb_trace_now_ns(), SB_TASK_END, cell->serial, cell->name, status,
                      sb_trace_lane(PyThreadState_Get()));
     }
@@ -179,6 +172,26 @@ end(sb_cell *cell, uint32_t status)
         leave_row(cell);
     }
     cell->over = 1;
+}
+
+/* end_request(name if there is no other, status) */
+PyObject *
+sb_task_end_request(PyObject *object, PyObject *const *args, Py_ssize_t count)
+{
+    sb_cell *cell = (sb_cell *)object;
+    if (count != 2 || !PyUnicode_Check(args[0]) || !PyLong_Check(args[1])) {
+        PyErr_SetString(PyExc_TypeError, "end_request(name, status)");
+        return NULL;
+    }
+    uint32_t name = sb_task_is_recorded(cell) ? sb_task_name_now(cell) : SB_NAME_NONE;
+    if (sb_task_is_recorded(cell)) { /* Python code may have closed the box meanwhile */
+        cell->name = name != SB_NAME_NONE ? name : sb_trace_name(args[0], 1);
+    }
+    if (cell->task == cell && !cell->over) {
+        end(cell, (uint32_t)PyLong_AsUnsignedLongMask(args[1]));
+    }
+    Py_CLEAR(cell->scope);
+    Py_RETURN_NONE;
 }
 
 /* end_task(name or None, status) */
@@ -191,7 +204,7 @@ sb_task_end(PyObject *object, PyObject *const *args, Py_ssize_t count)
         return NULL;
     }
     unsigned long status = PyLong_AsUnsignedLongMask(args[1]);
-    if (is_recorded(cell) && PyUnicode_Check(args[0])) {
+    if (sb_task_is_recorded(cell) && PyUnicode_Check(args[0])) {
         cell->name = sb_trace_name(args[0], 1);
     }
     if (cell->task == cell && !cell->over) {
@@ -209,6 +222,17 @@ sb_task_gone(sb_cell *cell)
     }
 }
 
+static void
+put_name(sb_cell *cell, uint32_t name)
+{
+    cell->name = name;
+    sb_trace_put(sb_trace_now_ns(), SB_TASK_NAME, cell->serial, name, 0, 0);
+    sb_task_row *row = sb_trace_row(cell->serial, cell->slot);
+    if (row != NULL) {
+        row->name = name;
+    }
+}
+
 PyObject *
 sb_task_set_name(PyObject *object, PyObject *name)
 {
@@ -217,13 +241,8 @@ sb_task_set_name(PyObject *object, PyObject *name)
         PyErr_SetString(PyExc_TypeError, "a name is a str");
         return NULL;
     }
-    if (is_recorded(cell)) {
-        cell->name = sb_trace_name(name, 1);
-        sb_trace_put(sb_trace_now_ns(), SB_TASK_NAME, cell->serial, cell->name, 0, 0);
-        sb_task_row *row = sb_trace_row(cell->serial, cell->slot);
-        if (row != NULL) {
-            row->name = cell->name;
-        }
+    if (sb_task_is_recorded(cell)) {
+        put_name(cell, sb_trace_name(name, 1));
     }
     Py_RETURN_NONE;
 }
@@ -237,7 +256,7 @@ sb_task_link(PyObject *object, PyObject *link)
         PyErr_SetString(PyExc_ValueError, "a link is 24 bytes, a traceparent or headers");
         return NULL;
     }
-    if (is_recorded(cell)) {
+    if (sb_task_is_recorded(cell)) {
         put_ids(cell, sb_trace_now_ns());
     }
     Py_RETURN_NONE;
@@ -251,7 +270,7 @@ sb_task_label(PyObject *object, PyObject *label)
         PyErr_SetString(PyExc_TypeError, "a label is a str");
         return NULL;
     }
-    if (is_recorded(cell)) {
+    if (sb_task_is_recorded(cell)) {
         sb_trace_put(sb_trace_now_ns(), SB_TASK_LABEL, cell->serial,
                      sb_trace_name(label, 1), 0, 0);
     }
@@ -260,27 +279,19 @@ sb_task_label(PyObject *object, PyObject *label)
 
 /* ---- the task of the running code ------------------------------------------------- */
 
-/* Ask the middleware for the task's name: a request's route is known by the time its
- * handler opens a region. Once; it may not know, and it may fail. */
+/* Name the task: a request's route is known by the time its handler opens a region.
+ * Once; the middleware may not know, and it may fail. */
 static void
 ask_name(sb_cell *task)
 {
     task->asked = 1;
-    static PyObject *method; /* interned: a method's lookup is kept by its name */
-    PyObject *source = task->source;
-    if (source == NULL || !PyMethod_Check(source)) {
-        return;
-    }
     PyObject *type, *value, *traceback;
     PyErr_Fetch(&type, &value, &traceback);
     Py_INCREF(task);
-    method = method ? method : PyUnicode_InternFromString("task_name");
-    PyObject *name =
-        method ? PyObject_CallMethodNoArgs(PyMethod_GET_SELF(source), method) : NULL;
-    if (name != NULL && PyUnicode_Check(name)) {
-        Py_XDECREF(sb_task_set_name((PyObject *)task, name));
+    uint32_t name = sb_task_name_now(task);
+    if (name != SB_NAME_NONE && sb_task_is_recorded(task)) {
+        put_name(task, name);
     }
-    Py_XDECREF(name);
     Py_DECREF(task);
     PyErr_Restore(type, value, traceback);
 }
@@ -341,8 +352,15 @@ sb_task_serial(PyObject *cell, void *Py_UNUSED(closure))
 }
 
 PyObject *
+sb_task_wanted(PyObject *cell, void *Py_UNUSED(closure))
+{
+    sb_cell *task = ((sb_cell *)cell)->task;
+    return PyLong_FromUnsignedLong(task && sb_task_is_recorded(task) ? sb_trace.wanted : 0);
+}
+
+PyObject *
 sb_task_recorded(PyObject *cell, void *Py_UNUSED(closure))
 {
     sb_cell *task = ((sb_cell *)cell)->task;
-    return PyBool_FromLong(task != NULL && is_recorded(task));
+    return PyBool_FromLong(task != NULL && sb_task_is_recorded(task));
 }

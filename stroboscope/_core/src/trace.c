@@ -197,6 +197,28 @@ trace_open(PyObject *Py_UNUSED(module), PyObject *args)
     Py_RETURN_NONE;
 }
 
+/* trace_prefault(): whether every page of the block is there now. Who writes to a page
+ * first waits until the kernel has found one, up to 50 us in a virtual machine: for the
+ * requests the thread that calls this has done so. By a call that is safe if the block is
+ * gone meanwhile, and in parts, for nobody else maps memory while it runs. */
+static PyObject *
+trace_prefault(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+    enum { POPULATE_WRITE = 23, PART = 16 * 4096 }; /* kernels before 5.14 know it not */
+    sb_box *box = sb_trace.box;
+    size_t bytes = box ? box->bytes : 0, done = 0;
+    Py_BEGIN_ALLOW_THREADS
+    while (done < bytes && __atomic_load_n(&sb_trace.box, __ATOMIC_RELAXED) == box) {
+        size_t part = bytes - done < PART ? bytes - done : PART;
+        if (madvise((char *)box + done, part, POPULATE_WRITE)) {
+            break;
+        }
+        done += part;
+    }
+    Py_END_ALLOW_THREADS
+    return PyBool_FromLong(done > 0 && done == bytes);
+}
+
 static PyObject *
 trace_close(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
 {
@@ -312,6 +334,7 @@ after_fork(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
 
 static PyMethodDef methods[] = {
     {"trace_open", trace_open, METH_VARARGS, "Make the recorder's block."},
+    {"trace_prefault", trace_prefault, METH_NOARGS, "Let all of the block be there."},
     {"trace_close", trace_close, METH_NOARGS, "Give the block up."},
     {"trace_want", trace_want, METH_VARARGS, "Begin or end a wish for events."},
     {"trace_wanted", trace_wanted, METH_NOARGS, "Who wants events; 0 for nobody."},
@@ -336,7 +359,7 @@ sb_trace_init(PyObject *module)
     }
     return PyModule_AddFunctions(module, methods) < 0 || sb_copy_init(module) < 0 ||
                    sb_region_init(module) < 0 || sb_log_init(module) < 0 ||
-                   sb_link_init(module) < 0
+                   sb_link_init(module) < 0 || sb_route_init(module) < 0
                ? -1
                : 0;
 }

@@ -45,6 +45,8 @@ sb_trace_now_ns(void)
  * exception. `is_ours` names may use the whole table. */
 uint32_t sb_trace_name(PyObject *name, int is_ours);
 uint32_t sb_trace_name_of(const char *name);
+/* The id of `http:` and a route's template. */
+uint32_t sb_trace_route_name(PyObject *template);
 /* Names of this box, and none of them any more: names.c. */
 uint32_t sb_names_count(void);
 void sb_names_forget(void);
@@ -83,22 +85,37 @@ sb_trace_pair(void)
 /* What cell.c calls: methods of LabelCell, and the end of a cell. */
 PyObject *sb_task_begin(PyObject *cell, PyObject *const *args, Py_ssize_t count);
 PyObject *sb_task_end(PyObject *cell, PyObject *const *args, Py_ssize_t count);
+PyObject *sb_task_end_request(PyObject *cell, PyObject *const *args, Py_ssize_t count);
 PyObject *sb_task_set_name(PyObject *cell, PyObject *name);
 PyObject *sb_task_link(PyObject *cell, PyObject *link);
 PyObject *sb_task_label(PyObject *cell, PyObject *label);
 void sb_task_gone(sb_cell *cell);
 /* All rows of tasks are free: another box. */
 void sb_tasks_forget(void);
-/* Whether `link` tells a trace id: ASGI headers, a traceparent, or 24 bytes of both ids;
- * then the cell has them: link.c. */
+/* Whether `link` tells a trace id: ASGI's scope, WSGI's environ, ASGI headers, a
+ * traceparent, or 24 bytes of both ids; then the cell has them: link.c. */
 int sb_link_read(sb_cell *cell, PyObject *link);
-/* What region.c, log.c and link.c add to the module. */
+/* The template of a scope's route, new reference; NULL where the middleware has to be
+ * asked, or there is none. Sets no exception; may run Python code. */
+PyObject *sb_route_template(PyObject *scope);
+/* The id of a recorded task's name as it is known now, SB_NAME_NONE for none. Runs Python
+ * code, which may close the box: then it means nothing. Sets no exception. */
+uint32_t sb_task_name_now(sb_cell *task);
+static inline int
+sb_task_is_recorded(const sb_cell *cell)
+{
+    return sb_trace.wanted && cell->task == cell && cell->mark == sb_trace.generation &&
+           !cell->over;
+}
+/* What region.c, log.c, link.c and route.c add to the module. */
 int sb_region_init(PyObject *module);
 int sb_log_init(PyObject *module);
 int sb_link_init(PyObject *module);
+int sb_route_init(PyObject *module);
 PyObject *sb_task_trace_id(PyObject *cell, void *closure);
 PyObject *sb_task_span_id(PyObject *cell, void *closure);
 PyObject *sb_task_serial(PyObject *cell, void *closure);
 PyObject *sb_task_recorded(PyObject *cell, void *closure);
+PyObject *sb_task_wanted(PyObject *cell, void *closure);
 
 #endif

@@ -31,10 +31,6 @@ class DjangoRequest(Observed):
 
     __slots__ = ()
 
-    def link(self) -> object:
-        """The header `traceparent`, where there is one."""
-        return self.carrier.META.get("HTTP_TRACEPARENT")
-
     def path(self) -> object:
         """The path as it was asked for."""
         return self.carrier.path_info
@@ -93,7 +89,8 @@ class StroboscopeMiddleware:
     def _begin(self, request: HttpRequest) -> Observed | None:
         kind = DjangoRequest if self._is_async else DjangoThreadRequest
         try:
-            observed = kind(self.labeller, request, request.method or "GET")
+            method = request.method or "GET"
+            observed = kind(self.labeller, request, method, request.META)
             observed.enter()
         except Exception as error:  # ours: the application goes on without labels
             self.labeller.failed(error)
