@@ -39,7 +39,7 @@ def bytes_in(name: str, value: int = LIVE_SPACE) -> int:
 
 
 def test_fine_rates_and_raw_need_hooks_on_every_free() -> None:
-    """Changed while it is on, use stays known: from lean to full, and full stays."""
+    """Changed while it is on, use stays known: from lean to full, and back."""
 
     def lean_hold() -> list[bytes]:
         return [bytes(1000) for _ in range(20_000)]
@@ -57,7 +57,8 @@ def test_fine_rates_and_raw_need_hooks_on_every_free() -> None:
     del kept[::2]
     assert bytes_in(name) == pytest.approx(held / 2, rel=0.2)
     heap.set_rate(RATE)
-    assert not is_lean()
+    assert is_lean()
+    assert bytes_in(name) == pytest.approx(held / 2, rel=0.2)
     kept.clear()
     assert bytes_in(name) == 0
 
@@ -66,6 +67,37 @@ def test_fine_rates_and_raw_need_hooks_on_every_free() -> None:
     assert not is_lean()
     heap.set_rate(RATE)
     assert is_lean()
+    assert _native.heap_info()["cut"] == 0
+
+
+def test_hooks_are_lean_again_when_nothing_is_lost_by_it() -> None:
+    """What a finer rate saw in pools would be in use for ever to lean hooks: they wait
+    for it to go, and are there at the next reading."""
+
+    def hold() -> list[bytes]:
+        return [bytes(100) for _ in range(50_000)]
+
+    name = hold.__qualname__ + ".<locals>.<listcomp>"
+    name = name if sys.version_info < (3, 12) else hold.__qualname__
+    heap.set_rate(512)
+    kept = hold()
+    heap.set_rate(RATE)
+    held = bytes_in(name)
+    assert held == pytest.approx(50_000 * 133, rel=0.1)
+    assert not is_lean()
+    del kept[::2]
+    assert bytes_in(name) == pytest.approx(held / 2, rel=0.1)
+    assert not is_lean()
+    del kept
+    large = [bytes(1_000_000) for _ in range(100)]
+    here = "test_hooks_are_lean_again_when_nothing_is_lost_by_it"
+    here += ".<locals>.<listcomp>" if sys.version_info < (3, 12) else ""
+
+    assert bytes_in(here) == pytest.approx(1e8, rel=0.05)
+    assert is_lean()
+    assert bytes_in(name) == 0
+    del large
+    assert bytes_in(here) == 0
     assert _native.heap_info()["cut"] == 0
 
 

@@ -3,6 +3,7 @@
 #include "heap_parts.h"
 
 static uint64_t times_cut;
+static int was_fine; /* hooks are full for a rate that is no more */
 
 /* Whether hooks that leave most frees alone may do: samples are few enough to round up,
  * and none of RAW's own is among them. */
@@ -35,15 +36,32 @@ stop(void)
     return are_gone;
 }
 
-/* While on, from a rate to one that the hooks there cannot do. 0, or -1 with an exception. */
+/* While on, from a rate to one that the hooks there cannot do, or back from one that only
+ * full hooks could; what lives stays known: with the GIL nobody frees meanwhile. Back only
+ * when nearly all of it does, so it is tried again at each reading. 0, or -1 with an
+ * exception. */
 static int
 change_hooks(double rate)
 {
-    if (!sb_heap.is_on || !sb_heap_are_lean() || may_be_lean(rate)) {
+    int wants_lean = may_be_lean(rate), is_back = wants_lean && was_fine;
+    was_fine |= !wants_lean;
+    if (!sb_heap.is_on) {
+        was_fine = !wants_lean;
         return 0;
     }
-    sb_heap_unhook_all(); /* what lives stays known: with the GIL nobody frees meanwhile */
-    return sb_heap_hook_all(0, 0) < 0 ? -1 : 0;
+    if (sb_heap_are_lean() ? wants_lean : !is_back || !sb_heap_accounts_few_are_pooled()) {
+        return 0;
+    }
+    was_fine = !wants_lean;
+    sb_heap_unhook_all();
+    if (sb_heap_hook_all(0, wants_lean) < 0) {
+        return -1;
+    }
+    if (sb_heap_are_lean()) {
+        sb_heap_accounts_forget_pooled();
+    }
+    sb_heap_count_down_all(0);
+    return 0;
 }
 
 /* heap_start(rate, with_raw). */
@@ -84,6 +102,9 @@ heap_copy(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
 {
     if (!sb_heap_accounts_are_open()) {
         Py_RETURN_NONE;
+    }
+    if (change_hooks(sb_heap.rate) < 0) {
+        return NULL;
     }
     int was_cut = sb_heap.is_on ? mend(sb_heap.rate) : 0;
     if (was_cut < 0) {

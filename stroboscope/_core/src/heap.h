@@ -25,6 +25,9 @@
 /* Bytes to a sample from which on blocks that are one may be rounded up to half a KiB:
  * some 3 % of what is allocated at most. */
 #define SB_HEAP_LEAN_RATE 16384
+/* After a finer rate, hooks are lean again once this part of what is in use, at most, is
+ * lost from sight by it. */
+#define SB_HEAP_POOLED_PART 100
 /* Object counts in the ledger are in this fraction of an object. */
 #define SB_HEAP_OBJECT 1024
 

@@ -27,6 +27,8 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static sb_live *unsettled;
 static size_t unsettled_count, unsettled_room;
 static uint64_t unsettled_lost;
+/* Bytes that the blocks in the map stand for, and those that are pooled of them. */
+static int64_t live_bytes, pooled_bytes;
 
 /* What was asked for in RAW without the GIL, as rows have it, until it is settled. Its
  * blocks are in the map under a row of their own that is none of the ledger's. */
@@ -151,6 +153,26 @@ settle_later(const sb_live *block)
     pthread_mutex_unlock(&lock);
 }
 
+/* With the lock: what a block in the map stands for comes or goes. */
+static void
+count_live(const sb_live *block, int step)
+{
+    int64_t bytes = step * space_of(block);
+    live_bytes += bytes;
+    pooled_bytes += block->is_pooled ? bytes : 0;
+}
+
+/* With the lock: 1, or 0 where there is no room. */
+static int
+follow(const sb_live *block)
+{
+    if (sb_live_put(block) < 0) {
+        return 0;
+    }
+    count_live(block, 1);
+    return 1;
+}
+
 /* A block that may be in the map goes. Called before its memory does: afterwards
  * another thread may have the same address. Returns whether it was there. */
 static int
@@ -158,6 +180,9 @@ forget(void *pointer, sb_live *block)
 {
     pthread_mutex_lock(&lock);
     int was_there = sb_live_take(pointer, block);
+    if (was_there) {
+        count_live(block, -1);
+    }
     pthread_mutex_unlock(&lock);
     return was_there;
 }
@@ -187,19 +212,19 @@ account_for(const sb_live *block)
 }
 
 static void
-record(void *pointer, size_t size)
+record(void *pointer, size_t size, int is_pooled)
 {
     PyThreadState *tstate = state_with_gil();
     if (tstate == NULL || sb_sampler_is_excluded(tstate)) {
         return;
     }
-    sb_live block = {pointer, size, weight_of(size), 0};
+    sb_live block = {pointer, size, (unsigned)is_pooled, weight_of(size), 0};
     int64_t row =
         sb_ledger_row(ledger, sb_stack_of_current(SB_HEAP_DEPTH), sb_current_cell());
     block.row = (uint32_t)row;
     int64_t values[WIDTH] = {objects_of(&block), space_of(&block), 0, 0};
     pthread_mutex_lock(&lock);
-    int is_kept = sb_live_put(&block) == 0;
+    int is_kept = follow(&block);
     live_lost += !is_kept;
     pthread_mutex_unlock(&lock);
     if (is_kept) {
@@ -214,12 +239,12 @@ record(void *pointer, size_t size)
 static void
 record_outside(void *pointer, size_t size)
 {
-    sb_live block = {pointer, size, weight_of(size), OUTSIDE};
+    sb_live block = {pointer, size, 0, weight_of(size), OUTSIDE};
     pthread_mutex_lock(&lock);
     outside[ALLOC_OBJECTS] += objects_of(&block);
     outside[ALLOC_SPACE] += space_of(&block);
     outside_samples++;
-    if (sb_live_put(&block) == 0) {
+    if (follow(&block)) {
         count_outside(&block, 1);
     }
     else {
@@ -255,14 +280,14 @@ forget_earlier(void *pointer)
 }
 
 void
-sb_heap_record(void *pointer, size_t size)
+sb_heap_record(void *pointer, size_t size, int is_pooled)
 {
     if (!sb_heap.is_on || pointer == NULL || is_inside) {
         return;
     }
     is_inside = 1;
     forget_earlier(pointer);
-    record(pointer, size);
+    record(pointer, size, is_pooled);
     is_inside = 0;
 }
 
@@ -276,7 +301,7 @@ sb_heap_record_raw(void *pointer, size_t size)
     forget_earlier(pointer);
     PyThreadState *mine = PyGILState_GetThisThreadState();
     if (state_with_gil() != NULL) {
-        record(pointer, size);
+        record(pointer, size, 0);
     }
     else if (mine == NULL || (PyThreadState_GetInterpreter(mine) == sb_heap.home &&
                               !sb_sampler_is_excluded(mine))) {
@@ -293,7 +318,7 @@ sb_heap_reallocated(const PyMemAllocatorEx *under, void *pointer, size_t size)
     void *moved = under->realloc(under->ctx, pointer, size);
     if (was_there && moved == NULL) { /* the old block is still there */
         pthread_mutex_lock(&lock);
-        int is_kept = sb_live_put(&block) == 0;
+        int is_kept = follow(&block);
         pthread_mutex_unlock(&lock);
         was_there = !is_kept;
     }
@@ -340,11 +365,39 @@ sb_heap_accounts_forget_live(void)
     settle_all();
     pthread_mutex_lock(&lock);
     sb_live_clear();
+    live_bytes = pooled_bytes = 0;
     outside[INUSE_OBJECTS] = outside[INUSE_SPACE] = 0;
     pthread_mutex_unlock(&lock);
     if (ledger != NULL) {
         sb_ledger_let_go(ledger, INUSE_OBJECTS);
     }
+}
+
+int
+sb_heap_accounts_few_are_pooled(void)
+{
+    pthread_mutex_lock(&lock);
+    int are_few = pooled_bytes * SB_HEAP_POOLED_PART <= live_bytes;
+    pthread_mutex_unlock(&lock);
+    return are_few;
+}
+
+void
+sb_heap_accounts_forget_pooled(void)
+{
+    sb_live some[64];
+    size_t count;
+    do {
+        pthread_mutex_lock(&lock);
+        count = sb_live_take_pooled(some, sizeof some / sizeof *some);
+        for (size_t i = 0; i < count; i++) {
+            count_live(&some[i], -1);
+        }
+        pthread_mutex_unlock(&lock);
+        for (size_t i = 0; i < count; i++) {
+            account_for(&some[i]);
+        }
+    } while (count > 0);
 }
 
 int

@@ -13,7 +13,7 @@ sample(sb_layer *self, void *pointer, size_t size)
 {
     self->countdown = sb_heap_next_distance();
     if (size < self->raw_from) {
-        sb_heap_record(pointer, size);
+        sb_heap_record(pointer, size, !sb_layer_is_lean(self) && size < SB_LEAN_BYTES);
     }
 }
 

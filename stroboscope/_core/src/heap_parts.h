@@ -24,8 +24,9 @@ extern sb_heap_state sb_heap;
 int64_t sb_heap_next_distance(void);
 /* From +1 to -1 nothing that this thread does is sampled. */
 void sb_heap_inside(int step);
-/* A block of OBJ or MEM that is a sample; NULL is allowed. */
-void sb_heap_record(void *pointer, size_t size);
+/* A block of OBJ or MEM that is a sample; NULL is allowed. `is_pooled` where RAW is not
+ * asked to free it. */
+void sb_heap_record(void *pointer, size_t size, int is_pooled);
 /* A block of RAW that is one, whoever asked for it, with the GIL or not. */
 void sb_heap_record_raw(void *pointer, size_t size);
 /* A block that may be followed is about to be freed. */
@@ -46,6 +47,11 @@ int sb_heap_accounts_open(void);
 int sb_heap_accounts_are_open(void);
 /* What lives is no longer known. */
 void sb_heap_accounts_forget_live(void);
+/* Whether what a hook on RAW would not see go is less than 1/SB_HEAP_POOLED_PART of what
+ * is in use, by bytes. */
+int sb_heap_accounts_few_are_pooled(void);
+/* It is no longer in use, as far as is known. */
+void sb_heap_accounts_forget_pooled(void);
 /* As sb_ledger_copy, when open. */
 PyObject *sb_heap_accounts_copy(void);
 void sb_heap_accounts_after_fork(void);

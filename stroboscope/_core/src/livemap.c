@@ -124,6 +124,24 @@ sb_live_take(const void *pointer, sb_live *block)
 }
 
 size_t
+sb_live_take_pooled(sb_live *blocks, size_t room)
+{
+    size_t found = 0;
+    for (int i = 0; i < SEGMENTS; i++) {
+        for (uint32_t at = 0; at < segments[i].room && found < room; at++) {
+            const sb_live *slot = &segments[i].slots[at];
+            if (slot->pointer != NULL && slot->is_pooled) {
+                blocks[found++] = *slot;
+            }
+        }
+    }
+    for (size_t i = 0; i < found; i++) { /* not before: it moves the others */
+        sb_live_take(blocks[i].pointer, &blocks[i]);
+    }
+    return found;
+}
+
+size_t
 sb_live_count(void)
 {
     return total;

@@ -20,7 +20,8 @@
 
 typedef struct {
     void *pointer; /* never NULL */
-    size_t size;
+    uint64_t size : 63;
+    uint64_t is_pooled : 1; /* only a hook on every free sees it go */
     float weight; /* how many blocks of this size it stands for */
     uint32_t row; /* of the ledger */
 } sb_live;
@@ -51,6 +52,8 @@ int sb_live_put(const sb_live *block);
 /* Take a block out: 1 and what was entered, or 0 when it is not in the map. */
 int sb_live_take(const void *pointer, sb_live *block);
 size_t sb_live_count(void);
+/* Take blocks out that are pooled: at most `room` of them; how many. */
+size_t sb_live_take_pooled(sb_live *blocks, size_t room);
 void sb_live_clear(void);
 
 #endif
