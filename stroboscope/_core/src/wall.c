@@ -144,19 +144,24 @@ tick_threads(uint64_t passed)
 
 /* ---- tasks ------------------------------------------------------------------------ */
 
-/* Take new references to SB_WALL_TASKS tasks of a set, or to all there are; returns how
- * many, and for how many each stands.
+/* Take new references to some tasks of a set; returns how many, and for how many each
+ * stands. That is SB_WALL_TASKS of them or all there are; of a table beyond SB_WALL_SLOTS,
+ * about as many in a number of slots that is fixed before looking.
  *
  * Ticks go on where the last one ended, so a task that stays is seen once in each round,
  * and by steps of the golden section of a table whose size is a power of two: a round
- * meets every slot, and any part of it is spread evenly, whatever stands together. */
+ * meets every slot, and any part of it is spread evenly, whatever stands together. In a
+ * nearly empty table the next tasks are far, and found by single steps ten times as fast. */
 static size_t
-take_tasks(PySetObject *set, PyObject *tasks[SB_WALL_TASKS], double *stands_for)
+take_tasks(PySetObject *set, PyObject *tasks[SB_WALL_ROOM], double *stands_for)
 {
-    size_t slots = (size_t)set->mask + 1, count = 0;
-    size_t wanted = (size_t)set->used < SB_WALL_TASKS ? (size_t)set->used : SB_WALL_TASKS;
-    size_t at_most = slots < SB_WALL_SLOTS ? slots : SB_WALL_SLOTS;
-    size_t step = (size_t)((double)slots * 0.6180339887) | 1, looked = 0;
+    size_t slots = (size_t)set->mask + 1, used = (size_t)set->used;
+    int is_big = slots > SB_WALL_SLOTS;
+    size_t wanted = is_big ? SB_WALL_ROOM : used < SB_WALL_TASKS ? used : SB_WALL_TASKS;
+    size_t share = SB_WALL_TASKS * slots / used + 1; /* where as many are found */
+    size_t at_most = !is_big ? slots : share < SB_WALL_LOOKS ? share : SB_WALL_LOOKS;
+    size_t step = !is_big && used * 32 < slots ? 1 : (size_t)((double)slots * 0.6180339887) | 1;
+    size_t looked = 0, count = 0;
     for (; looked < at_most && count < wanted; looked++) {
         setentry *entry = &set->table[cursor++ * step & (slots - 1)];
         if (entry->key != NULL && entry->hash != -1) { /* -1: a slot that was left */
@@ -164,17 +169,15 @@ take_tasks(PySetObject *set, PyObject *tasks[SB_WALL_TASKS], double *stands_for)
             count += tasks[count] != NULL;
         }
     }
-    /* A table that was big is nearly empty for a while: what was found of it then stands
-     * for the part that was not looked at. */
-    *stands_for = count == wanted ? (double)set->used / (double)count
-                                  : (double)slots / (double)looked;
+    *stands_for = is_big ? (double)slots / (double)looked
+                         : (double)used / (double)(count > 0 ? count : 1);
     return count;
 }
 
 static void
 tick_tasks(PyObject *set, uint64_t passed)
 {
-    PyObject *tasks[SB_WALL_TASKS];
+    PyObject *tasks[SB_WALL_ROOM];
     double stands_for;
     size_t count = take_tasks((PySetObject *)set, tasks, &stands_for);
     /* From here on Python may run, and the set may change. */

@@ -14,8 +14,10 @@
 
 /* Tasks looked at in one tick; of more than that each stands for its share. */
 #define SB_WALL_TASKS 8
-/* Slots of a set looked at for them. */
-#define SB_WALL_SLOTS 4096
+/* A set with more slots is not walked until they are found: of so many at most. */
+#define SB_WALL_SLOTS 131072
+#define SB_WALL_LOOKS 8192
+#define SB_WALL_ROOM (4 * SB_WALL_TASKS)
 #define SB_WALL_WINDOWS_MAX 16
 
 /* Add wall_open and its like to the module. 0, or -1 with an exception. */
