@@ -364,7 +364,7 @@ def test_a_table_too_big_to_be_walked_is_weighed_by_what_was(window: int) -> Non
         _native.wall_tick([tasks_in])
         began = time.monotonic()
         for _ in range(ticks):
-            time.sleep(0.002)
+            await asyncio.sleep(0.002)
             _native.wall_tick([tasks_in])
         spent_s.append(time.monotonic() - began)
 
