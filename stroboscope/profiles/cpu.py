@@ -42,13 +42,25 @@ def collect_cpu(
     Raises: WindowsExhausted, EngineUnavailable.
     """
     window = engine.open_window(hz, seconds=seconds, limit=windows, start_ns=start_ns)
+    return to_profile(*collected(window, seconds, on_window, each))
+
+
+def collected(
+    window: Window,
+    seconds: float,
+    on_window: Callable[[Window], object],
+    each: Callable[[], object],
+) -> tuple[Capture, tuple[str, ...]]:
+    """What an open window holds after so long, and what is to be said of that.
+
+    Closes it, whatever is raised.
+    """
     try:
         on_window(window)
         complete = window.wait(seconds, each)
     finally:
         capture = window.close()
-    notes = () if complete else ("ended early",)
-    return to_profile(capture, notes)
+    return capture, () if complete else ("ended early",)
 
 
 def to_profile(capture: Capture, notes: tuple[str, ...] = ()) -> Profile:

@@ -17,7 +17,7 @@ from stroboscope._core.capture import Row
 from stroboscope._core.flat import FlatStacks
 from stroboscope.formats.profile import Mapping, Profile
 from stroboscope.profiles.breath import Breath
-from stroboscope.profiles.cpu import to_profile
+from stroboscope.profiles.cpu import collected, to_profile
 from stroboscope.profiles.native_frames import ANSWER_S_CAP, Unwinding
 from stroboscope.unwinding.messages import Answer
 
@@ -54,16 +54,11 @@ def collect_native_cpu(
             unwinding.feed(window.copies())
             each()
 
-        try:
-            on_window(window)
-            complete = window.wait(seconds, look)
-        finally:
-            capture = window.close()
+        capture, notes = collected(window, seconds, on_window, look)
         unwinding.feed(capture.copies)
         found = unwinding.finish(ANSWER_S_CAP)
     finally:
         unwinding.close()
-    notes = () if complete else ("ended early",)
     return continued(capture, found, notes)
 
 
