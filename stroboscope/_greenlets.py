@@ -58,10 +58,14 @@ def among_greenlets(act: Callable[[], T]) -> T:
 
 
 class Post:
-    """Calls in their order, of which nobody waits for the end. Safe from any thread."""
+    """Calls in their order, of which nobody waits for the end. Safe from any thread.
 
-    def __init__(self) -> None:
+    Those that wait for their turn are at most `cap`; their thread ends with the last.
+    """
+
+    def __init__(self, cap: int = WAITING_CAP) -> None:
         self.start_thread = start_thread
+        self._cap = cap
         self._lock = Lock()
         self._waiting: deque[Callable[[], object]] = deque()
         self._works = self._is_registered = False
@@ -72,18 +76,22 @@ class Post:
         """Call it: among greenlets soon, elsewhere now, which may block and raise."""
         if hub_elsewhere() is None:
             act()
-            return
+        else:
+            self.queue(act)
+
+    def queue(self, act: Callable[[], object]) -> None:
+        """Call it soon, on a thread of ours. Never blocks long, never raises."""
+        if not self._is_registered:  # before the lock, which a child must not find held
+            self._is_registered = True
+            os.register_at_fork(after_in_child=self._after_fork)
         with self._lock:
-            if len(self._waiting) >= WAITING_CAP:
+            if len(self._waiting) >= self._cap:
                 self.dropped += 1
                 return
             self._waiting.append(act)
             if self._works:
                 return
             self._works = True
-            if not self._is_registered:
-                self._is_registered = True
-                os.register_at_fork(after_in_child=self._after_fork)
         try:
             self.start_thread(self._run)
         except RuntimeError:  # no thread to be had; the next one tries again

@@ -91,3 +91,39 @@ def test_without_greenlets_it_is_a_plain_call() -> None:
             call(fails)
 
     assert done == ["sent", "failed", "failed"]
+
+
+def test_what_waits_has_a_cap_and_goes_in_its_order() -> None:
+    """What is beyond it, or raises, is counted; a thread is there only while one waits."""
+    post, done = Post(cap=2), []
+    threads: list[Callable[[], object]] = []
+    post.start_thread = threads.append
+    for number in range(4):
+        post.queue(lambda number=number: done.append(1 // number))  # type: ignore[misc]
+
+    (run,) = threads
+    run()
+    post.queue(lambda: done.append(2))
+
+    assert done == [1]
+    assert post.dropped == 2 + 1
+    assert len(threads) == 2
+
+
+def test_what_waited_is_its_parents_after_a_fork() -> None:
+    """A child calls only what it was given itself."""
+    code = """
+import os, sys
+from stroboscope._greenlets import Post
+post, threads, done = Post(), [], []
+post.start_thread = threads.append
+post.queue(lambda: done.append("parent's"))
+with post._lock:
+    child = os.fork()
+if child == 0:
+    post.queue(lambda: done.append("child's"))
+    threads[-1]()
+    os._exit(done != ["child's"])
+sys.exit(os.waitpid(child, 0)[1])
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=60)

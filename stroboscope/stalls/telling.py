@@ -7,12 +7,10 @@ the watcher must not wait for it.
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable
 
 from stroboscope._core import engine
-from stroboscope._greenlets import Log, among_greenlets
-from stroboscope._threads import Lock
+from stroboscope._greenlets import Log, Post
 from stroboscope.stalls.records import Stall
 
 _log = Log("stroboscope")
@@ -23,30 +21,28 @@ WAITING_CAP = 64
 
 
 class Teller:
-    """Runs what may block, one after the other; its thread ends when all is said."""
+    """Says it, one thing after the other, without keeping whoever has found it."""
 
     def __init__(self) -> None:
-        self._lock = Lock()
-        self._waiting: deque[Callable[[], object]] = deque()
-        self._talks = False
+        self._post = Post(WAITING_CAP)
+        self._post.start_thread = engine.start_thread
+        self.after_fork()
+
+    def after_fork(self) -> None:
+        """The child has said nothing yet."""
         self._line_s = float("-inf")
         self._left_out = 0
-        self.dropped = 0
 
     def tell(self, what: Callable[[], object]) -> None:
         """Do it soon, on another thread. Never blocks long, never raises."""
-        with self._lock:
-            if len(self._waiting) >= WAITING_CAP:
-                self.dropped += 1
-                return
-            self._waiting.append(what)
-            if self._talks:
-                return
-            self._talks = True
-        try:
-            engine.start_thread(self._run)
-        except RuntimeError:  # no thread to be had; the next one tries again
-            self._talks = False
+
+        def told() -> None:
+            try:
+                what()
+            except Exception:  # the user's handlers and span processors are not ours
+                _log.debug("stroboscope: a stall could not be told", exc_info=True)
+
+        self._post.queue(told)
 
     def log(self, stall: Stall) -> None:
         """A line on a stall, unless there was one just before."""
@@ -58,18 +54,6 @@ class Teller:
         text = described(stall)
         more = f"; {left_out} more since the last line" if left_out else ""
         self.tell(lambda: _log.warning("stroboscope: %s%s", text, more))
-
-    def _run(self) -> None:
-        while True:
-            with self._lock:
-                if not self._waiting:
-                    self._talks = False
-                    return
-                what = self._waiting.popleft()
-            try:
-                among_greenlets(what)
-            except Exception:  # the user's handlers and span processors are not ours
-                _log.debug("stroboscope: a stall could not be told", exc_info=True)
 
 
 def described(stall: Stall) -> str:

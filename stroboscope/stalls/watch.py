@@ -139,7 +139,7 @@ class Watch:
 
     def _after_fork(self) -> None:
         self._lock = Lock()
-        self.teller.__init__()  # type: ignore[misc]
+        self.teller.after_fork()
         self.book.after_fork()
         self._requests = SlowRequests(self.book, self.teller)
         self._loops = WeakKeyDictionary()
