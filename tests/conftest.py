@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from redis_servers import RedisServer, redis_server
 
 from stroboscope._core import engine, recording
 from stroboscope._core.contention import contention
+from stroboscope._core.replacing import REPLACED
 from stroboscope._http.listener import Listener
 from stroboscope.endpoints import desk
 from stroboscope.labels.sets import TABLE
@@ -24,6 +26,8 @@ from stroboscope.tracing import recorder
 
 pytest_plugins = ["stroboscope.testing"]
 
+#: So long a capture that was cut off may take to put everything back.
+ENDS_S_CAP = 10
 CACHE = Path(__file__).parents[1] / ".cache"
 
 
@@ -65,7 +69,7 @@ def nobody_listens_and_nobody_watches() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def nothing_left_behind() -> Iterator[None]:
     """Every test closes its windows; no knob of a test's stays in force: allocators
-    are not hooked, the recorder is given up."""
+    are not hooked, the recorder is given up, no method is replaced."""
     assert engine.info().windows == 0
 
     yield
@@ -78,6 +82,10 @@ def nothing_left_behind() -> Iterator[None]:
     contention.set_mutex_fraction(0)
     contention.set_block_rate(0)
     contention.forget()
+    ends_s = time.monotonic() + ENDS_S_CAP
+    while REPLACED.are_any() and time.monotonic() < ends_s:
+        time.sleep(0.01)
+    assert not REPLACED.are_any()
     TABLE.configure(LABEL_SETS_CAP, "")
 
 
