@@ -106,6 +106,8 @@ def go() -> str:
 def go_pprof(go: str) -> list[str]:
     """The real `go tool pprof`."""
     if shutil.which("go"):
+        # Built when a user first asks for it, which takes a minute on a busy machine.
+        subprocess.run([go, "tool", "pprof", "-h"], capture_output=True, timeout=600)
         return [go, "tool", "pprof"]
     with fetching.into(CACHE / "go") as folder:
         pprof, root = folder / "pprof", Path(go).parents[1]
