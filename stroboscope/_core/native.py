@@ -247,7 +247,7 @@ class NativeDriver:
         return notes
 
     def before_fork(self) -> None:
-        """Let a turn end, at most milliseconds: `turn.h` says why."""
+        """Let a turn end, milliseconds as a rule: `turn.h` says why."""
         _native.before_fork()
 
     def after_fork_in_parent(self) -> None:

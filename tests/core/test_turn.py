@@ -36,6 +36,16 @@ def asked_beside(work: Callable[[], object]) -> tuple[int, int]:
     return asked - before[0], came - before[1]
 
 
+def is_let_in() -> bool:
+    """Whether ticks beside a busy main thread got their turns, in one of a few tries:
+    a main thread that another process keeps off the CPU comes too late."""
+    for _ in range(5):
+        asked, came = asked_beside(burn)
+        if asked >= TICKS // 2 and came >= asked * 0.9:
+            return True
+    return False
+
+
 def burn() -> None:
     for _ in range(1000):
         len("x")
@@ -44,9 +54,7 @@ def burn() -> None:
 @pytest.mark.usefixtures("window")
 def test_a_busy_main_thread_lets_a_tick_in() -> None:
     """By the interpreter's own rule a tick would wait for 5 ms."""
-    asked, came = asked_beside(burn)
-    assert asked >= TICKS // 2
-    assert came >= asked * 0.9
+    assert is_let_in()
 
 
 @pytest.mark.usefixtures("window")
@@ -89,17 +97,19 @@ def test_a_turn_that_ends_in_an_error_ends() -> None:
     ticking.start()
     while ticking.is_alive():
         burn()
-    asked, came = asked_beside(burn)
     assert failed
-    assert came >= asked * 0.9 > 0
+    assert is_let_in()
 
 
 FORKING = """
-import os, sys, threading
+import os, random, sys, threading, time
 from stroboscope._core import _native, engine
+# After our own hook others run, which let go of the GIL.
+os.register_at_fork(before=lambda: time.sleep(random.choice((0, 0.0001, 0.0005))))
 engine.open_window(100).close()  # sees to the hooks
 _native.wall_open()
-done = threading.Event()
+done, answers = threading.Event(), sys.version_info < (3, 13)
+tries = 20 if answers else 1  # others may keep it off the CPU for a while
 
 def lets_in():
     before = _native.turn_counts()
@@ -108,15 +118,16 @@ def lets_in():
     while ticking.is_alive():
         len("x")
     asked, came = _native.turn_counts()
-    return came > before[1] if sys.version_info < (3, 13) else asked == before[0]
+    return came > before[1] if answers else asked == before[0]
 
 def fork():
     for _ in range(60):
         child = os.fork()
         if child == 0:
             _native.wall_open()
-            os._exit(0 if lets_in() else 3)
-        if os.waitpid(child, 0)[1]:
+            os._exit(0 if any(lets_in() for _ in range(tries)) else 3)
+        if status := os.waitpid(child, 0)[1]:
+            print("a child ended with", status, flush=True)
             os._exit(1)
     done.set()
 

@@ -18,6 +18,7 @@ enum { NOBODY, ASKED, OFFERED };
 static _Atomic uint32_t turn;
 static atomic_int is_queued; /* the pending call, which may come long after */
 static atomic_int is_away;   /* the main thread is in it */
+static atomic_int asking;    /* so many threads give the interpreter a pending call */
 static atomic_int is_closed; /* somebody forks */
 static _Thread_local int has_turn;
 static atomic_uint asked_in_all, offered_in_all;
@@ -47,12 +48,13 @@ move(uint32_t from, uint32_t to)
     return moved;
 }
 
-/* The pending call, on the main thread with the GIL. Never fails. */
+/* The pending call, on the main thread with the GIL. Never fails. Who forks closes with
+ * the GIL, too: either the main thread is away before, and waited for, or stays. */
 static int
 make_room(void *Py_UNUSED(unused))
 {
     atomic_store(&is_queued, 0);
-    if (atomic_load(&turn) == ASKED) {
+    if (atomic_load(&turn) == ASKED && !atomic_load(&is_closed)) {
         atomic_store(&is_away, 1);
         PyThreadState *mine = PyEval_SaveThread();
         if (move(ASKED, OFFERED)) {
@@ -66,9 +68,10 @@ make_room(void *Py_UNUSED(unused))
     return 0;
 }
 
-/* Without the GIL. Whether the main thread stays away from it for the caller. */
+/* Give the main thread the pending call, if it holds the GIL and nobody asks it. Returns
+ * whether it will come. Nobody forks meanwhile: the call has a lock. */
 static int
-ask(void)
+call_main(void)
 {
     uint32_t nobody = NOBODY;
     if (atomic_load(&is_closed) || !sb_main_is_holder() ||
@@ -78,10 +81,24 @@ ask(void)
     atomic_fetch_add(&asked_in_all, 1);
     if (!atomic_exchange(&is_queued, 1) && Py_AddPendingCall(make_room, NULL) < 0) {
         atomic_store(&is_queued, 0); /* the interpreter's queue is full */
-    } else {
-        sb_have_look_up();
-        wait_while(ASKED, SB_TURN_PATIENCE_NS);
+        move(ASKED, NOBODY);
+        return 0;
     }
+    sb_have_look_up();
+    return 1;
+}
+
+/* Without the GIL. Whether the main thread stays away from it for the caller. */
+static int
+ask(void)
+{
+    atomic_fetch_add(&asking, 1);
+    int is_called = call_main();
+    atomic_fetch_sub(&asking, 1);
+    if (!is_called) {
+        return 0;
+    }
+    wait_while(ASKED, SB_TURN_PATIENCE_NS);
     return !move(ASKED, NOBODY);
 }
 
@@ -117,8 +134,9 @@ void
 sb_turn_before_fork(void)
 {
     const struct timespec a_while = {0, SB_TURN_LOOK_NS};
+    uint64_t until = sb_now_ns() + SB_TURN_FORK_NS;
     atomic_store(&is_closed, 1);
-    for (int i = 0; i < 2 * SB_TURN_NS / SB_TURN_LOOK_NS && atomic_load(&is_away); i++) {
+    while ((atomic_load(&is_away) || atomic_load(&asking)) && sb_now_ns() < until) {
         Py_BEGIN_ALLOW_THREADS
         nanosleep(&a_while, NULL);
         Py_END_ALLOW_THREADS
@@ -134,6 +152,7 @@ sb_turn_after_fork(int is_child)
     }
     has_turn = 0;
     atomic_store(&is_away, 0);
+    atomic_store(&asking, 0);
     atomic_store(&turn, NOBODY);
     atomic_store(&is_queued, 0);
 }

@@ -18,6 +18,9 @@
 /* The main thread is asked for so long, and stays away for so long. */
 #define SB_TURN_PATIENCE_NS 1000000
 #define SB_TURN_NS 1000000
+/* Who forks waits so long for it to come back: it does in a turn's time, but for other
+ * processes that keep it off the CPU. */
+#define SB_TURN_FORK_NS 1000000000
 /* Either looks so long before it sleeps. */
 #define SB_TURN_LOOK_NS 50000
 
@@ -28,9 +31,9 @@ void sb_turn_sleep(double seconds);
 void sb_turn_over(void);
 /* How often the main thread was asked, and came. */
 void sb_turn_counts(unsigned *asked, unsigned *offered);
-/* Nobody is asked from here to the fork, and a turn ends, at most 2 * SB_TURN_NS: in the
+/* Nobody is asked from here to the fork, and a turn ends, at most SB_TURN_FORK_NS: in the
  * child of another thread the interpreter would hold for ever that the main thread is in
- * a pending call, and run no other. Holds the GIL. */
+ * a pending call, and run no other. Lets go of the GIL and comes back with it. */
 void sb_turn_before_fork(void);
 void sb_turn_after_fork(int is_child);
 
