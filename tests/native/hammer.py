@@ -22,6 +22,7 @@ import time
 import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 from stroboscope import log, region, task
 from stroboscope._core import LABELS, Capture, LabelCell, _native, engine
@@ -99,6 +100,40 @@ def generators_and_errors() -> None:
             deep(200)
 
 
+class SlowToTell(asyncio.tasks._PyTask):  # type: ignore[name-defined,misc]
+    """Runs Python, and lets other threads run, whenever somebody looks at it."""
+
+    @property
+    def _state(self) -> str:
+        time.sleep(0)
+        return self.__dict__.get("_state", "PENDING")
+
+    @_state.setter
+    def _state(self, value: str) -> None:
+        self.__dict__["_state"] = value
+
+    @property
+    def _coro(self) -> object:
+        deep(5)
+        return self.__dict__["_coro"]
+
+    @_coro.setter
+    def _coro(self, value: object) -> None:
+        self.__dict__["_coro"] = value
+
+
+class Grudging(asyncio.Task):  # type: ignore[type-arg]
+    """Does not say what it runs."""
+
+    def get_coro(self) -> NoReturn:
+        raise RuntimeError
+
+    get_context = get_coro
+
+
+TASKS = (asyncio.Task, asyncio.Task, Grudging, SlowToTell)
+
+
 def tasks_interleave() -> None:
     async def request(label: str) -> None:
         cell = labelled(label)
@@ -109,7 +144,8 @@ def tasks_interleave() -> None:
         cell.publish()
 
     async def main() -> None:
-        await asyncio.gather(*(request(name) for name in "abababab"))
+        kind = random.choice(TASKS)
+        await asyncio.gather(*(kind(request(name)) for name in "abababab"))
 
     asyncio.run(main())
 
@@ -122,10 +158,37 @@ def processes_fork() -> None:
         return
     child = os.fork()
     if child == 0:
-        burn_a(5000)
-        os._exit(0)
+        in_a_child()
     _, status = os.waitpid(child, 0)
     assert status == 0, f"a forked child ended with {status}"
+
+
+def in_a_child() -> None:
+    """Whoever forked, and whatever stood open: a child profiles itself, or is ended."""
+    status = 3
+    try:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(60)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGALRM,))
+        labelled("a")
+        window = engine.open_window(1000)
+        wall.collect_wall(0.02, burn_for_it, windows=8)
+        status = 0 if window.close().rows else 4
+    except BaseException as error:
+        os.write(2, f"in a child: {error!r}\n".encode())
+    finally:
+        os._exit(status)
+
+
+def burn_for_it(window: object) -> None:
+    end = time.process_time() + 0.1
+    while time.process_time() < end:
+        burn_a(1000)
+
+
+def threads_fork() -> None:
+    if random.random() < 0.2:
+        processes_fork()
 
 
 def collector_runs() -> None:
@@ -275,10 +338,21 @@ WALL: Counter[str] = Counter()
 def stacks_are_read_at_rest() -> None:
     """All threads and tasks, and a short wall profile, whose labels are judged too."""
     stacks.to_profile(stacks.snapshot(), 1)
+    judge_wall(0.03)
+
+
+def wall_is_open(end: float) -> None:
+    """A window is open all the time, and ticks ask the main thread for their turns."""
+    while time.monotonic() < end:
+        judge_wall(1.0)
+
+
+def judge_wall(seconds: float) -> None:
     try:
-        profile = wall.collect_wall(0.03, lambda window: None, windows=8)
+        profile = wall.collect_wall(seconds, lambda window: None, windows=8)
     except WindowsExhausted:
         return
+    WALL["profiles"] += 1
     for sample in profile.samples:
         names = {frame.function for frame in sample.stack} & {"burn_a", "burn_b"}
         label = dict(sample.labels).get("name")
@@ -315,6 +389,7 @@ def judge_native(profile: Profile) -> None:
 WORK = (
     locks_are_fought_over,
     stacks_are_read_at_rest,
+    threads_fork,
     memory_comes_and_goes,
     memory_comes_and_goes,
     heap_switches,
@@ -417,7 +492,10 @@ def main(seconds: float) -> int:
         threading.Thread(target=worker, args=(end, failures), daemon=True)
         for _ in range(3)
     ]
-    some.append(threading.Thread(target=native_frames_are_taken, args=(end,)))
+    some += [
+        threading.Thread(target=also, args=(end,))
+        for also in (native_frames_are_taken, wall_is_open)
+    ]
     for thread in some:
         thread.start()
     with left_samples(folder, seen):
@@ -428,6 +506,9 @@ def main(seconds: float) -> int:
             storm = threading.Thread(target=_native.storm, args=(1500, 4000))
             storm.start()
             processes_fork()
+            while storm.is_alive():
+                tasks_interleave()
+                burn_a(5000)
             storm.join()
             judge(window.close(), seen)
             judge_heap(heap.collect_heap(), seen)
@@ -442,6 +523,7 @@ def main(seconds: float) -> int:
     for failure in failures:
         print("failed:", repr(failure))
     print("wall", dict(WALL), "native", dict(NATIVE), _native.copies_counts())
+    print("turns asked for, and had:", *_native.turn_counts())
     wrong = (
         seen["wrong"]
         + NATIVE["wrong"]
@@ -450,7 +532,15 @@ def main(seconds: float) -> int:
         + seen["heap below zero"]
         + WALL["wrong"]
     )
-    looked = all((seen["right"], seen["heap right"], seen["left"], NATIVE["right"]))
+    looked = all(
+        (
+            seen["right"],
+            seen["heap right"],
+            seen["left"],
+            NATIVE["right"],
+            WALL["right"],
+        )
+    )
     return 1 if failures or wrong or not looked else 0
 
 
