@@ -230,7 +230,6 @@ def test_code_that_dies_before_the_drain_keeps_its_name() -> None:
     assert names["short_lived"] > 50
 
 
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
 def test_a_forked_child_starts_anew() -> None:
     """The child of a fork has no window of its parent's and can open its own."""
     window = engine.open_window()

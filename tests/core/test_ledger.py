@@ -304,7 +304,6 @@ def test_two_ledgers_fold_together(ledger: _native.Ledger) -> None:
     assert (totals(one), totals(two)) == ({("both",): 1}, {("both",): 2})
 
 
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
 def test_a_forked_child_counts_from_zero(ledger: _native.Ledger) -> None:
     """The child keeps no total of its parent's and goes on under the same cells."""
     cell, ended = LabelCell("cell"), LabelCell("ended")

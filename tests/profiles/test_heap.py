@@ -403,7 +403,6 @@ print(_native.heap_info()["layers"], _native.heap_info()["in_chain"])
     assert out == "0 0\n"
 
 
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
 def test_a_forked_child_is_off_and_can_be_switched_on() -> None:
     """The child has no hook and no total of its parent's."""
     heap.set_rate(1000)

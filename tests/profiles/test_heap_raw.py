@@ -244,7 +244,6 @@ time.sleep(0.2)
     )
 
 
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
 def test_a_forked_child_has_no_hook_on_raw() -> None:
     """And may be switched on by itself."""
     heap.set_rate(1, with_raw=True)
