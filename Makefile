@@ -53,6 +53,11 @@ valgrind: .venvs/main/.stamp
 test-next:
 	@bash scripts/next.sh
 
+# The C engine compiles for AArch64, without a warning; needs gcc-aarch64-linux-gnu.
+.PHONY: aarch64
+aarch64: .venvs/main/.stamp
+	@bash scripts/aarch64.sh
+
 # Every measurement, with the peers beside us: about fifteen minutes.
 .PHONY: bench
 BENCH_SECONDS ?= 30

@@ -397,6 +397,22 @@ def test_one_at_a_time() -> None:
     assert collect_native_cpu(0.1, lambda window: None).duration_ns > 0
 
 
+def test_nobody_pays_for_a_capture_that_is_over(known: ModuleType) -> None:
+    """A plain profile after one, and before: its samples take no copy. All there is of
+    it then is one look at a number in the handler."""
+    for copies in (False, True, False):
+        window = engine.open_window(250, copies=copies, moments=10_000)
+        assert _native.copies_counts()["wanted"] == copies
+        end_s = time.thread_time() + 0.2
+        while time.thread_time() < end_s:
+            known.abc(TURNS // 100)
+        capture = window.close()
+
+        assert len(capture.moments) > 10
+        assert any(moment.copy for moment in capture.moments) == copies
+    assert _native.copies_counts()["wanted"] == 0
+
+
 def test_copies_have_a_limit(known: ModuleType) -> None:
     """Without anybody who takes them there are so many at most; samples go on."""
     before = _native.copies_counts()["lost"]

@@ -203,12 +203,14 @@ copies_take(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
     return bytes;
 }
 
-/* Since the process began: samples that found no slot, stacks that could not be read. */
+/* Whether copies are taken now; since the process began: samples that found no slot,
+ * stacks that could not be read. */
 static PyObject *
 copies_counts(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
 {
-    return Py_BuildValue("{s:K,s:K}", "lost", (unsigned long long)atomic_load(&lost),
-                         "unread", (unsigned long long)atomic_load(&unread));
+    return Py_BuildValue("{s:i,s:K,s:K}", "wanted", atomic_load(&sb_copies_wanted), "lost",
+                         (unsigned long long)atomic_load(&lost), "unread",
+                         (unsigned long long)atomic_load(&unread));
 }
 
 static PyMethodDef functions[] = {
