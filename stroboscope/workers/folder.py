@@ -210,7 +210,7 @@ class Folder:
 
     def _open(self) -> int:
         if not os.path.isdir(self._base):
-            os.makedirs(self._base, 0o700, exist_ok=True)
+            _make(self._base, 0o700)
         base = _directory(self._base)
         try:
             self._check_owner(self._base, os.fstat(base), {os.geteuid(), 0})
@@ -260,6 +260,15 @@ def _checked(name: str) -> str:
     if _NAME.fullmatch(name) is None:
         raise FolderError(f"{name!r:.80} is no name of a file here")
     return name
+
+
+def _make(path: str, mode: int) -> None:
+    """Make it, and what is missing on the way, which no umask opens to others' writing."""
+    parent = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(parent):
+        _make(parent, 0o755)
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(path, mode)
 
 
 def _directory(path: str, parent: int | None = None) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from stroboscope.errors import FolderError
-from stroboscope.workers.folder import Folder, Glance
+from stroboscope.workers.folder import FILE_CAP, Folder, Glance
 
 NOBODY = 65534
 
@@ -115,6 +115,18 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
         assert folder.names() == ["settings"]
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def test_a_file_without_end_is_not_read(tmp_path: Path) -> None:
+    """Whoever put it there: one of the cap is, one a byte longer is refused."""
+    folder = Folder(str(tmp_path), "shop")
+    folder.write("settings", b"")
+    os.truncate(tmp_path / "shop/settings", FILE_CAP)
+    assert len(folder.read("settings") or b"") == FILE_CAP
+
+    os.truncate(tmp_path / "shop/settings", 1 << 40)
+    with pytest.raises(FolderError, match="too long"):
+        folder.read("settings")
 
 
 def test_what_a_killed_writer_left_goes(tmp_path: Path) -> None:
