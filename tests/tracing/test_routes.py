@@ -1,6 +1,8 @@
 """How C names a recorded request by itself: what Python would say, or it is asked."""
 
 import asyncio
+import os
+import random
 import resource
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -15,7 +17,9 @@ from starlette.routing import Mount, Route
 import stroboscope as strobe
 from stroboscope._core import LABELS, LabelCell, recording
 from stroboscope.formats.timeline import Timeline
+from stroboscope.middleware import StroboscopeASGI
 from stroboscope.middleware.routes import starlette_template
+from stroboscope.settings import Settings
 from stroboscope.tracing import Recorder, recorder
 
 route_template = recording.route_template
@@ -25,12 +29,12 @@ async def hello(request: Any = None) -> Any:
     return PlainTextResponse("hello")
 
 
-def routed(app: Any, path: str) -> dict[str, Any]:
+async def asked_of(app: Any, path: str, headers: list[Any]) -> dict[str, Any]:
     """The scope as a request leaves it."""
     scope: dict[str, Any] = {
         **{"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1"},
         **{"method": "GET", "scheme": "http", "path": path, "raw_path": path.encode()},
-        **{"query_string": b"", "root_path": "", "headers": [], "state": {}},
+        **{"query_string": b"", "root_path": "", "headers": headers, "state": {}},
     }
 
     async def receive() -> dict[str, Any]:
@@ -39,7 +43,7 @@ def routed(app: Any, path: str) -> dict[str, Any]:
     async def send(message: Any) -> None:
         pass
 
-    asyncio.run(app(scope, receive, send))
+    await app(scope, receive, send)
     return scope
 
 
@@ -70,7 +74,7 @@ def test_a_plain_route_is_read_in_c(
     make: Callable[[], Any], path: str, template: str | None
 ) -> None:
     """As Python reads it; of mounts and of what matched nothing Python is asked."""
-    scope = routed(make(), path)
+    scope = asyncio.run(asked_of(make(), path, []))
 
     assert route_template(scope) == template
     assert template is None or starlette_template(scope) == template
@@ -177,6 +181,10 @@ def faults() -> int:
     return resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
 
 
+KERNEL = tuple(int(part) for part in os.uname().release.split(".")[:2])
+
+
+@pytest.mark.skipif(KERNEL < (5, 14), reason="the kernel finds no pages in advance")
 def test_no_request_waits_for_a_page_of_the_ring(
     flight: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -188,8 +196,7 @@ def test_no_request_waits_for_a_page_of_the_ring(
     )
     recorder.configure("shop", 4 << 20)
     recorder.set_flight(True)
-    if done != [True]:
-        pytest.skip("the kernel is older than 5.14: it finds no pages in advance")
+    assert done == [True]
 
     before = faults()
     with strobe.task("long"):
@@ -198,3 +205,94 @@ def test_no_request_waits_for_a_page_of_the_ring(
                 pass
 
     assert faults() - before < 100  # of 1024 pages
+
+
+class Crowd:
+    """Requests of every kind through the real middleware, told apart by their trace id."""
+
+    #: Path, the name its task ends with, and its status.
+    KINDS = (
+        ("/item/7", "http:/item/{item}", 200),
+        ("/shop/a/shelf/b", "http:/shop/{shop}/shelf/{shelf}", 200),
+        ("/in/ann", "http:/in/{name}", 200),
+        ("/in/deep/3", "http:/in/deep/{n}", 200),
+        ("/nowhere/x", "http:(unmatched)", 404),
+        ("/fails/1", "http:/fails/{n}", 500),
+        ("/cancelled/1", "http:/cancelled/{n}", 500),
+    )
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.expected: dict[str, tuple[str, int]] = {}
+        deep = Mount("/deep", Starlette(routes=[Route("/{n}", self.works)]))
+        inner = Starlette(routes=[deep, Route("/{name}", self.works)])
+        routes = [
+            Route("/item/{item}", self.works),
+            Route("/shop/{shop}/shelf/{shelf}", self.works),
+            Mount("/in", inner),
+            Route("/fails/{n}", self.fails),
+            Route("/cancelled/{n}", self.waits),
+        ]
+        self.app = StroboscopeASGI(self.early(Starlette(routes=routes)), Settings())
+
+    def early(self, app: Any) -> Any:
+        """A middleware with a region before there is a route, now and then."""
+
+        async def run(scope: Any, receive: Any, send: Any) -> None:
+            if self.random.random() < 0.5:
+                with strobe.region("early"):
+                    await asyncio.sleep(0)
+            await app(scope, receive, send)
+
+        return run
+
+    async def works(self, request: Any) -> Any:
+        async def child() -> None:
+            with strobe.region("child"):
+                await asyncio.sleep(0)
+
+        with strobe.region("part"):
+            await asyncio.gather(child(), child())
+        return PlainTextResponse("done")
+
+    async def fails(self, request: Any) -> Any:
+        with strobe.region("part"):
+            await asyncio.sleep(0)
+            raise LookupError
+
+    async def waits(self, request: Any) -> Any:
+        with strobe.region("part"):
+            await asyncio.sleep(60)
+
+    async def ask(self, number: int) -> None:
+        path, name, status = self.random.choice(self.KINDS)
+        trace = f"{number + 1:032x}"
+        self.expected[trace] = name, status
+        header = (b"traceparent", f"00-{trace}-00000000000000ff-01".encode())
+        asked = asyncio.create_task(
+            asked_of(self.app, path, [(b"host", b"localhost"), header])
+        )
+        if status == 500:
+            for _ in range(20):
+                await asyncio.sleep(0)
+            asked.cancel()
+        await asyncio.gather(asked, return_exceptions=True)
+
+
+def test_each_of_a_thousand_requests_has_its_own_name(flight: Recorder) -> None:
+    """Whatever runs beside it, however it is routed and however it ends."""
+    crowd = Crowd(seed=5)
+
+    async def all_at_once() -> None:
+        await asyncio.gather(*(crowd.ask(number) for number in range(1000)))
+
+    asyncio.run(all_at_once())
+
+    block = flight.snapshot()
+    assert block is not None
+    line = Timeline.read(block)
+    found = {
+        task.trace_id.hex(): (line.name(task.name), task.status)
+        for task in line.tasks()
+    }
+    assert found == crowd.expected
