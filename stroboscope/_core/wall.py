@@ -11,6 +11,7 @@ import sys
 import time
 from asyncio import AbstractEventLoop
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from stroboscope._core import _native
 from stroboscope._core.at_rest import task_sets
@@ -24,8 +25,11 @@ HZ_MAX = 200
 _JITTER = 0.5
 #: So many ticks between two looks at the rate and at our own CPU, a different pause
 #: before each.
-_TICKS = 1 if sys.version_info >= (3, 14) else 64
-_SHARES = [1 + _JITTER * (2 * at / (64 - 1) - 1) for at in range(64)]
+_TICKS = 64
+_SHARES = [1 + _JITTER * (2 * at / (_TICKS - 1) - 1) for at in range(_TICKS)]
+
+#: Whether sets of tasks are made when they are asked for, and true at that moment only.
+_ARE_COPIES = sys.version_info >= (3, 14)
 
 Loops = Callable[[], Iterable[AbstractEventLoop]]
 
@@ -81,7 +85,10 @@ class Ticker:
             _native.wall_close(handle)
 
     def _tick(self) -> None:
-        _native.wall_tick(task_sets(self._loops()))
+        _native.wall_tick(self._sets())
+
+    def _sets(self) -> list[set[Any]]:
+        return task_sets(self._loops())
 
     def _after_fork(self) -> None:
         # The child has none of its parent's windows, and not its thread.
@@ -95,7 +102,7 @@ class Ticker:
             period_s = 1 / min(self._engine.hz or HZ_MAX, HZ_MAX)
             shares = random.sample(_SHARES, _TICKS)
             pauses = tuple(share * period_s for share in shares)
-            _native.wall_ticks(pauses, task_sets(self._loops()))
+            _native.wall_ticks(pauses, self._sets if _ARE_COPIES else self._sets())
             with self._lock:
                 if not self._open:
                     self._runs = False

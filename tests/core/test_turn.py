@@ -101,6 +101,25 @@ def test_a_turn_that_ends_in_an_error_ends() -> None:
     assert is_let_in()
 
 
+@pytest.mark.usefixtures("window")
+def test_sets_of_one_moment_are_asked_for_at_each_tick() -> None:
+    """After its pause: those of before tell of tasks that ended, and not of new ones."""
+    heard: list[float] = []
+
+    def sets() -> list[set[object]]:
+        heard.append(time.monotonic())
+        return []
+
+    began = time.monotonic()
+    _native.wall_ticks((PAUSE_S,) * 3, sets)
+
+    assert len(heard) == 3
+    assert heard[0] - began >= PAUSE_S
+    for wrong in (lambda: 1 / 0, lambda: None):
+        with pytest.raises((ZeroDivisionError, TypeError)):
+            _native.wall_ticks((PAUSE_S,) * 3, wrong)  # type: ignore[arg-type]
+
+
 FORKING = """
 import os, random, sys, threading, time
 from stroboscope._core import _native, engine

@@ -226,29 +226,46 @@ wall_tick(PyObject *Py_UNUSED(module), PyObject *sets)
     Py_RETURN_NONE;
 }
 
+/* Tick with the list of sets, or with that which a call of `sets` returns now. 0, or -1
+ * with an exception. */
+static int
+tick_with(PyObject *sets)
+{
+    PyObject *found = PyList_Check(sets) ? Py_NewRef(sets) : PyObject_CallNoArgs(sets);
+    int is_list = found != NULL && PyList_Check(found);
+    if (is_list) {
+        tick(found);
+    }
+    else if (found != NULL) {
+        PyErr_SetString(PyExc_TypeError, "a list of sets");
+    }
+    Py_XDECREF(found);
+    return is_list ? 0 : -1;
+}
+
 /* wall_ticks(pauses, sets): tick after each of these pauses, in seconds, for as long as a
  * window is open. In C, for the Python between two ticks is as dear as a tick: it is
- * never warm, and the application stands still meanwhile. */
+ * never warm, and the application stands still meanwhile. `sets` is a list that stays, or
+ * is called at each tick, for sets that tell of one moment only. */
 static PyObject *
 wall_ticks(PyObject *Py_UNUSED(module), PyObject *args)
 {
     PyObject *pauses, *sets;
-    if (!PyArg_ParseTuple(args, "O!O!", &PyTuple_Type, &pauses, &PyList_Type, &sets)) {
+    if (!PyArg_ParseTuple(args, "O!O", &PyTuple_Type, &pauses, &sets)) {
         return NULL;
     }
     for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(pauses) && is_open(); i++) {
         double seconds = PyFloat_AsDouble(PyTuple_GET_ITEM(pauses, i));
         if (PyErr_Occurred()) {
-            sb_turn_over();
-            return NULL;
+            break;
         }
         sb_turn_sleep(seconds);
-        if (is_open()) {
-            tick(sets);
+        if (is_open() && tick_with(sets) < 0) {
+            break;
         }
     }
     sb_turn_over();
-    Py_RETURN_NONE;
+    return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
 }
 
 /* ---- windows ---------------------------------------------------------------------- */
