@@ -24,7 +24,7 @@ from stroboscope.settings import LABEL_SETS_CAP
 from stroboscope.stalls import WATCH
 from stroboscope.tracing import recorder
 
-pytest_plugins = ["stroboscope.testing"]
+pytest_plugins = ["stroboscope.testing", "listed_skips"]
 
 #: So long a capture that was cut off may take to put everything back.
 ENDS_S_CAP = 10
