@@ -1,13 +1,16 @@
 """Start a real server on loopback, and end it."""
 
 import atexit
+import itertools
 import os
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -87,3 +90,36 @@ def serving(
         process.terminate()
         process.wait(20)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def under_load(
+    base: str, *clients: tuple[str, ...], may_fail: bool = False
+) -> Iterator[None]:
+    """Each client asks for its paths in turn, until the block ends.
+
+    A connection anew for each request: all workers get some. With `may_fail`, what
+    fails is a killed worker's.
+    """
+    done = threading.Event()
+
+    def load(paths: tuple[str, ...]) -> None:
+        for path in itertools.cycle(paths):
+            if done.is_set():
+                return
+            try:
+                urllib.request.urlopen(base + path, timeout=20).read()
+            except OSError:
+                if not may_fail:
+                    raise
+                time.sleep(0.02)
+
+    threads = [threading.Thread(target=load, args=(paths,)) for paths in clients]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()

@@ -1,48 +1,25 @@
 """Native frames of all workers of a real server, under the labels of their requests."""
 
-import threading
 import time
-import urllib.request
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
 from pprofing import run_pprof
-from servers import GUNICORN, UVICORN, serving, token
+from servers import GUNICORN, UVICORN, serving, token, under_load
 
 from stroboscope.formats.pprof_reader import decode
 
 pytestmark = [pytest.mark.native, pytest.mark.slow]
 
+#: Four clients: two for what each library does.
+LOAD = (("/pack",), ("/sign",)) * 2
 HEADER = "X-Stroboscope-Workers"
 SERVERS = {
     "uvicorn": (UVICORN + "--workers 2", "native_site:app"),
     "gevent-preload": (GUNICORN + "-k gevent -w 2 --preload", "native_site:wsgi"),
 }
-
-
-@contextmanager
-def under_load(base: str) -> Iterator[None]:
-    done = threading.Event()
-
-    def load(path: str) -> None:
-        while not done.is_set():
-            urllib.request.urlopen(base + path, timeout=20).read()
-
-    threads = [
-        threading.Thread(target=load, args=(path,)) for path in ("/pack", "/sign") * 2
-    ]
-    for thread in threads:
-        thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        for thread in threads:
-            thread.join()
 
 
 @pytest.mark.parametrize("name", SERVERS)
@@ -53,7 +30,7 @@ def test_workers_go_on_into_c_together(
     under the other, in libraries that both have at addresses of their own."""
     command, app = SERVERS[name]
     bearer = {"Authorization": f"Bearer {token('profile', 'metrics')}"}
-    with serving(command, app) as (base, _), under_load(base):
+    with serving(command, app) as (base, _), under_load(base, *LOAD):
         for _ in range(100):
             if (
                 httpx.get(f"{base}/debug/workers", headers=bearer).headers[HEADER]

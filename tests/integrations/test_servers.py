@@ -4,18 +4,23 @@ import os
 import re
 import signal
 import subprocess
-import threading
 import time
-import urllib.request
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import pytest
-from servers import FASTAPI, FLASK, GUNICORN, HYPERCORN, UVICORN, serving, token
+from servers import (
+    FASTAPI,
+    FLASK,
+    GUNICORN,
+    HYPERCORN,
+    UVICORN,
+    serving,
+    token,
+    under_load,
+)
 
 from stroboscope.formats.pprof_reader import decode
 from stroboscope.formats.profile import Profile, Sample
@@ -54,28 +59,6 @@ PATHS = {
     FASTAPI: ("/checkout/5", "/search", "/render/home"),
     FLASK: ("/checkout/5", "/search"),
 }
-
-
-@contextmanager
-def under_load(base: str, paths: tuple[str, ...]) -> Iterator[None]:
-    """Two clients who open a connection for each request: all workers get some."""
-    done = threading.Event()
-
-    def load() -> None:
-        turn = 0
-        while not done.is_set():
-            urllib.request.urlopen(base + paths[turn % len(paths)], timeout=20).read()
-            turn += 1
-
-    clients = [threading.Thread(target=load) for _ in range(2)]
-    for client in clients:
-        client.start()
-    try:
-        yield
-    finally:
-        done.set()
-        for client in clients:
-            client.join()
 
 
 def fetch(base: str, seconds: float) -> Profile:
@@ -142,7 +125,7 @@ def test_h41_each_worker_is_profiled_with_right_labels(name: str) -> None:
     wanted = 2 if name.endswith("-2") else 1
     paths = PATHS.get(app, ("/checkout/5",))
 
-    with serving(command, app) as (base, started), under_load(base, paths):
+    with serving(command, app) as (base, started), under_load(base, paths, paths):
         assert httpx.get(base + "/debug/pprof/profile").status_code == 401
         profiles: dict[int, Profile] = {}
         for _ in range(12):  # until each worker has had work
@@ -224,7 +207,10 @@ def test_h49_pprof_fetches_with_the_token_in_the_address(
             timeout=60,
         )
 
-    with serving(UVICORN, FASTAPI) as (base, _), under_load(base, PATHS[FASTAPI]):
+    with (
+        serving(UVICORN, FASTAPI) as (base, _),
+        under_load(base, *[PATHS[FASTAPI]] * 2),
+    ):
         address = base.replace("//", f"//x:{token()}@")
         good = top(f"{address}/debug/pprof/profile?seconds=1")
         bad = top(f"{base}/debug/pprof/profile?seconds=1")

@@ -5,19 +5,25 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
-from servers import FASTAPI, FLASK, GUNICORN, HYPERCORN, UVICORN, serving, token
+from servers import (
+    FASTAPI,
+    FLASK,
+    GUNICORN,
+    HYPERCORN,
+    UVICORN,
+    serving,
+    token,
+    under_load,
+)
 
 from stroboscope.formats.pprof_reader import decode
 
+SEARCH = ("/search",)
 HEADER = "X-Stroboscope-Workers"
 _UVICORN = "uvicorn.workers.UvicornWorker"
 #: name: (command, application, server as it is listed)
@@ -50,29 +56,6 @@ def ask(base: str, path: str, *scopes: str, timeout: float = 30) -> httpx.Respon
     return httpx.get(base + "/debug" + path, headers=headers(*scopes), timeout=timeout)
 
 
-@contextmanager
-def under_load(base: str, clients: int = 4) -> Iterator[None]:
-    """Connections anew for each request; failures are a killed worker's."""
-    done = threading.Event()
-
-    def load() -> None:
-        while not done.is_set():
-            try:
-                urllib.request.urlopen(base + "/search", timeout=20).read()
-            except OSError:
-                time.sleep(0.02)
-
-    threads = [threading.Thread(target=load) for _ in range(clients)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        for thread in threads:
-            thread.join()
-
-
 def meet(base: str, count: int) -> list[int]:
     """The workers, when all of them have begun."""
     for _ in range(100):
@@ -92,7 +75,7 @@ def test_h41_h42_every_server_answers_for_all_workers(
     end nothing is left in the run directory."""
     command, app, server = SERVERS[name]
     with serving(command, app, STROBOSCOPE_RUNDIR=str(tmp_path)) as (base, started):
-        with under_load(base):
+        with under_load(base, *[SEARCH] * 4, may_fail=True):
             pids = meet(base, 3)
             whole = ask(base, "/pprof/profile?seconds=1")
         listed = ask(base, "/workers", "metrics").json()["workers"]
@@ -107,7 +90,7 @@ def test_h41_h42_every_server_answers_for_all_workers(
             after = pids[1:]
         else:
             os.kill(pids[0], signal.SIGKILL)
-            with under_load(base):
+            with under_load(base, *[SEARCH] * 4, may_fail=True):
                 after = renewed(base, pids[0])
 
     assert started not in pids
@@ -159,7 +142,7 @@ def test_h26_a_sync_worker_is_profiled_while_it_works(tmp_path: Path) -> None:
     command = GUNICORN + "-k sync -w 1 -t 3"
     with serving(command, FLASK, STROBOSCOPE_RUNDIR=str(tmp_path)) as (base, _):
         (pid,) = meet(base, 1)
-        with under_load(base, 1):
+        with under_load(base, SEARCH, may_fail=True):
             answer = by_socket(tmp_path, pid, "/pprof/profile?seconds=5")
         (after,) = meet(base, 1)
 
@@ -239,7 +222,7 @@ def test_a_recycled_worker_leaves_nothing(tmp_path: Path) -> None:
     command = GUNICORN + "-k gthread --threads 2 -w 2 --max-requests 20"
     with serving(command, FLASK, STROBOSCOPE_RUNDIR=str(tmp_path)) as (base, _):
         seen = set()
-        with under_load(base, 2):
+        with under_load(base, SEARCH, SEARCH, may_fail=True):
             for _ in range(30):
                 try:
                     answer = ask(base, "/workers", "metrics", timeout=5)
