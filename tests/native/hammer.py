@@ -502,7 +502,7 @@ def main(seconds: float) -> int:
         while time.monotonic() < end and not failures:
             contention.set_mutex_fraction(random.choice((0, 1, 1, 3)))
             contention.set_block_rate(random.choice((0, 1, 1, 1000)))
-            window = engine.open_window(1000)
+            window = engine.open_window(1000, limit=8)
             storm = threading.Thread(target=_native.storm, args=(1500, 4000))
             storm.start()
             processes_fork()
