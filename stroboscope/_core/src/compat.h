@@ -60,10 +60,15 @@ sb_state_that_runs(void)
 #endif
 }
 
+/* NULL where no Python runs. From 3.15 the interpreter's own frame, the state's part, is
+ * below all others. */
 SB_READS_STALE static inline sb_frame *
 sb_current_frame(PyThreadState *tstate)
 {
-#if PY_VERSION_HEX >= 0x030d0000
+#if PY_VERSION_HEX >= 0x030f0000
+    sb_frame *frame = tstate->current_frame;
+    return frame != tstate->base_frame ? frame : NULL;
+#elif PY_VERSION_HEX >= 0x030d0000
     return tstate->current_frame;
 #else
     return tstate->cframe ? tstate->cframe->current_frame : NULL;
@@ -109,7 +114,7 @@ sb_evaluation_address(PyThreadState *tstate)
 {
 #if PY_VERSION_HEX >= 0x030d0000
     enum { INTERPRETERS_OWN = 3, HOPS = 4096 }; /* its name changed in 3.14 */
-    const sb_frame *frame = tstate->current_frame;
+    const sb_frame *frame = sb_current_frame(tstate);
     for (int hop = 0; frame != NULL && hop < HOPS; frame = frame->previous, hop++) {
         if (frame->owner >= INTERPRETERS_OWN) {
             return (uintptr_t)frame;
