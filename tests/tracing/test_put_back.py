@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from hooking import hooks, of_captures
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stroboscope._core.contention import contention
@@ -95,6 +95,7 @@ def switched(choices: Sequence[str], yield_: Callable[[], object]) -> None:
 def test_all_is_as_it_was_whatever_was_switched_in_whatever_order() -> None:
     """Knobs before, within and after a capture: the very same objects, and no layers."""
 
+    @settings(deadline=None)  # a switch waits for others that load the machine
     @given(st.lists(st.sampled_from(SWITCHES), max_size=12))
     def switch(choices: list[str]) -> None:
         before = hooks()
