@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import ParamSpec
+from typing import Any, ParamSpec
 
 from stroboscope._core.contention import contention
 from stroboscope.formats.profile import Labels, Profile, Sample, subtract
@@ -15,6 +15,8 @@ from stroboscope.profiles.contention import to_profile
 from stroboscope.profiles.ledgers import keep_labels
 
 P = ParamSpec("P")
+#: Made before anything is watched.
+EARLY = {"Lock": threading.Lock(), "RLock": threading.RLock()}
 
 
 @dataclass
@@ -119,3 +121,19 @@ def together(*work: Callable[[], object]) -> None:
 def _has(sample: Sample, function: str) -> bool:
     names = (frame.function.rpartition(".")[2] for frame in sample.stack)
     return function in names
+
+
+def hold(lock: Any, seconds: float, held: threading.Event) -> None:
+    with lock:
+        held.set()
+        time.sleep(seconds)
+
+
+def wait_with_statement(lock: Any) -> None:
+    with lock:
+        pass
+
+
+def wait_by_acquire(lock: Any) -> None:
+    lock.acquire()
+    lock.release()
