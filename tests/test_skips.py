@@ -50,6 +50,7 @@ def run(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_a_skip_for_a_reason_that_is_not_listed_fails(tmp_path: Path) -> None:
     """By a call, a mark or a fixture; what is expected to fail is no skip."""
     done = run(SKIPPED, tmp_path)
@@ -60,6 +61,7 @@ def test_a_skip_for_a_reason_that_is_not_listed_fails(tmp_path: Path) -> None:
     assert "1 failed, 1 skipped, 1 xfailed, 2 errors in " in done.stdout
 
 
+@pytest.mark.slow
 def test_a_module_that_is_skipped_is_no_exception(tmp_path: Path) -> None:
     """Not one test of it would be heard of."""
     code = "import pytest\npytest.importorskip('no_such_package', reason='missing')\n"
