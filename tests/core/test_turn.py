@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-_native = pytest.importorskip("stroboscope._core._native")
+from stroboscope._core import _native
+
 pytestmark = pytest.mark.native
 
 PAUSE_S, TICKS = 0.002, 50

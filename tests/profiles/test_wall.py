@@ -12,7 +12,7 @@ import pytest
 from contending import once_in_three
 
 import stroboscope
-from stroboscope._core import LABELS, LabelCell
+from stroboscope._core import LABELS, LabelCell, _native
 from stroboscope.formats.profile import Profile, Sample
 from stroboscope.labels import label_set
 from stroboscope.profiles.ledgers import to_columns
@@ -339,7 +339,6 @@ def test_a_few_tasks_after_many_have_their_own_time() -> None:
 
 @pytest.fixture
 def window() -> Iterator[int]:
-    _native = pytest.importorskip("stroboscope._core._native")
     handle = _native.wall_open()
     yield handle
     _native.wall_close(handle)
@@ -356,8 +355,6 @@ def nearly_empty(slots: int) -> set[Any]:
 @pytest.mark.native
 def test_a_table_too_big_to_be_walked_is_weighed_by_what_was(window: int) -> None:
     """Tasks in it have their own time, if by fewer looks."""
-    from stroboscope._core import _native
-
     tasks_in, ticks = nearly_empty(1 << 20), 600
 
     async def main() -> None:
@@ -380,8 +377,6 @@ def test_a_table_too_big_to_be_walked_is_weighed_by_what_was(window: int) -> Non
 @pytest.mark.native
 def test_a_table_that_was_big_is_not_walked_whole(window: int) -> None:
     """The set of a million tasks that are gone keeps its size until tasks are added."""
-    from stroboscope._core import _native
-
     left = nearly_empty(1 << 22)
 
     def cost(work: Callable[[], object]) -> float:

@@ -184,7 +184,10 @@ def faults() -> int:
 KERNEL = tuple(int(part) for part in os.uname().release.split(".")[:2])
 
 
-@pytest.mark.skipif(KERNEL < (5, 14), reason="the kernel finds no pages in advance")
+@pytest.mark.skipif(
+    KERNEL < (5, 14),
+    reason="the kernel is older than 5.14: it finds no pages in advance",
+)
 def test_no_request_waits_for_a_page_of_the_ring(
     flight: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
