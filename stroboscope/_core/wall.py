@@ -97,6 +97,14 @@ class Ticker:
         self._runs = False
 
     def _run(self) -> None:
+        try:
+            self._tick_on()
+        except BaseException:  # the next window has a thread again
+            with self._lock:
+                self._runs = False
+            raise
+
+    def _tick_on(self) -> None:
         charged_ns = 0
         while True:
             period_s = 1 / min(self._engine.hz or HZ_MAX, HZ_MAX)

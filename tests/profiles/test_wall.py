@@ -248,9 +248,10 @@ def test_totals_of_many_tasks_stay_true_though_few_are_looked_at() -> None:
         lambda s: next(iter(functions(s) & {"waits_a", "waits_b", "brief"}), ""),
     )
 
-    assert spent["waits_a"] == pytest.approx(900 * seconds, rel=0.03)
-    assert spent["waits_b"] == pytest.approx(100 * seconds, rel=0.1)
-    assert spent["brief"] == pytest.approx(short["s"], rel=0.15)
+    # 200 ticks at most, on a machine in use half as many: of 800 looks some 70 meet b.
+    assert spent["waits_a"] == pytest.approx(900 * seconds, rel=0.06)
+    assert spent["waits_b"] == pytest.approx(100 * seconds, rel=0.4)
+    assert spent["brief"] == pytest.approx(short["s"], rel=0.3)
 
 
 def test_two_windows_are_one_ticker_and_each_has_its_own_time() -> None:
@@ -311,6 +312,26 @@ def test_a_ticker_ends_with_the_last_window() -> None:
     time.sleep(0.1)
     assert not _ticker._runs
     assert not _ticker._open
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_ticker_that_fails_is_begun_anew() -> None:
+    """By the next window: who tells it the loops may fail at any time."""
+    from stroboscope.profiles.wall import _ticker
+
+    def loops() -> list[asyncio.AbstractEventLoop]:
+        if threading.current_thread() is not threading.main_thread():
+            raise LookupError
+        return []
+
+    handle = _ticker.open(loops)
+    until = time.monotonic() + 5
+    while _ticker._runs and time.monotonic() < until:
+        time.sleep(0.01)
+    _ticker.close(handle)
+
+    profile = beside(lambda: time.sleep(0.4), 0.3)
+    assert seconds_by(profile, lambda s: s.values and state(s))["waiting"] > 0.2
 
 
 def test_a_few_tasks_after_many_have_their_own_time() -> None:
