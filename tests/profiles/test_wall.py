@@ -314,7 +314,7 @@ def test_a_ticker_ends_with_the_last_window() -> None:
     assert not _ticker._open
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_ticker_that_fails_is_begun_anew() -> None:
     """By the next window: who tells it the loops may fail at any time."""
     from stroboscope.profiles.wall import _ticker
