@@ -328,6 +328,7 @@ def test_a_ticker_that_fails_is_begun_anew() -> None:
     until = time.monotonic() + 5
     while _ticker._runs and time.monotonic() < until:
         time.sleep(0.01)
+    assert not _ticker._runs
     _ticker.close(handle)
 
     profile = beside(lambda: time.sleep(0.4), 0.3)
