@@ -314,6 +314,30 @@ def test_a_ticker_ends_with_the_last_window() -> None:
     assert not _ticker._open
 
 
+@pytest.mark.native
+def test_a_loop_does_not_wait_where_it_works() -> None:
+    """Busy and at rest in turn, and let a tick in while busy: what it waited since the
+    tick before it waited elsewhere."""
+
+    def works() -> None:
+        end = time.thread_time() + 0.004
+        while time.thread_time() < end:
+            len("x")
+
+    def in_turn() -> None:
+        until = time.monotonic() + SECONDS + 0.2
+        while time.monotonic() < until:
+            works()
+            time.sleep(0.004)
+
+    before = _native.turn_counts()[1]
+    profile = beside(in_turn)
+    assert _native.turn_counts()[1] > before + 20
+    spent = seconds_by(profile, lambda s: ("works" in functions(s), state(s)))
+
+    assert spent[True, "waiting"] < spent[False, "waiting"] / 4
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_ticker_that_fails_is_begun_anew() -> None:
     """By the next window: who tells it the loops may fail at any time."""

@@ -20,6 +20,7 @@ static atomic_int is_queued; /* the pending call, which may come long after */
 static atomic_int is_away;   /* the main thread is in it */
 static atomic_int asking;    /* so many threads give the interpreter a pending call */
 static atomic_int is_closed; /* somebody forks */
+static PyThreadState *away_state; /* of the main thread, as it last went; GIL */
 static _Thread_local int has_turn;
 static atomic_uint asked_in_all, offered_in_all;
 
@@ -56,6 +57,7 @@ make_room(void *Py_UNUSED(unused))
     atomic_store(&is_queued, 0);
     if (atomic_load(&turn) == ASKED && !atomic_load(&is_closed)) {
         atomic_store(&is_away, 1);
+        away_state = PyThreadState_Get();
         PyThreadState *mine = PyEval_SaveThread();
         if (move(ASKED, OFFERED)) {
             atomic_fetch_add(&offered_in_all, 1);
@@ -109,6 +111,12 @@ sb_turn_over(void)
         has_turn = 0;
         move(OFFERED, NOBODY);
     }
+}
+
+PyThreadState *
+sb_turn_of(void)
+{
+    return has_turn && atomic_load(&is_away) ? away_state : NULL;
 }
 
 void

@@ -29,6 +29,8 @@
 void sb_turn_sleep(double seconds);
 /* The caller's turn is over, if it has one. */
 void sb_turn_over(void);
+/* The main thread, while it stays away for the caller; else NULL. It was at work. */
+PyThreadState *sb_turn_of(void);
 /* How often the main thread was asked, and came. */
 void sb_turn_counts(unsigned *asked, unsigned *offered);
 /* Nobody is asked from here to the fork, and a turn ends, at most SB_TURN_FORK_NS: in the

@@ -19,6 +19,7 @@ typedef struct {
     unsigned long tid;
     uint64_t cpu_ns;
     uint64_t burnt_ns; /* CPU beyond the time that passed, by the clocks' own steps */
+    uint64_t owed_ns;  /* it waited, and nobody saw where: it was at work in each tick */
     int64_t stack;
 } seat;
 
@@ -85,7 +86,7 @@ static void
 tick_thread(PyThreadState *tstate, const seat *before, uint64_t passed)
 {
     seat *now = &seats[seat_count];
-    *now = (seat){tstate->id, tstate->native_thread_id, 0, 0, -1};
+    *now = (seat){tstate->id, tstate->native_thread_id, 0, 0, 0, -1};
     if (!cpu_clock(now->tid, &now->cpu_ns)) {
         return;
     }
@@ -94,14 +95,18 @@ tick_thread(PyThreadState *tstate, const seat *before, uint64_t passed)
      * nothing: a life is so many ticks, on average. What a thread of C burnt before it
      * came to Python is none of that. On 3.11 a state carries its creator's id until its
      * own thread runs. */
-    static const seat BORN = {0, 0, 0, 0, -1};
+    static const seat BORN = {0, 0, 0, 0, 0, -1};
     if (before == NULL || before->tid != now->tid || now->cpu_ns < before->cpu_ns) {
         if (now->cpu_ns > passed) {
             return;
         }
         before = &BORN;
     }
-    uint64_t ns = waited(now, before, passed);
+    uint64_t ns = waited(now, before, passed) + before->owed_ns;
+    if (tstate == sb_turn_of()) {
+        now->owed_ns = ns; /* where it works it did not wait */
+        return;
+    }
     if (now->cpu_ns == before->cpu_ns) {
         now->stack = before->stack;
     }
