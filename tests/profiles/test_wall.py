@@ -335,7 +335,7 @@ def test_a_loop_does_not_wait_where_it_works() -> None:
     assert _native.turn_counts()[1] > before + 20
     spent = seconds_by(profile, lambda s: ("works" in functions(s), state(s)))
 
-    assert spent[True, "waiting"] < spent[False, "waiting"] / 4
+    assert spent[True, "waiting"] < 0.15  # of one second
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
