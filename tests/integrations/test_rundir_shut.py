@@ -23,7 +23,7 @@ PLACES = {
     "shut/missing": "Permission denied",
     "shut": "Permission denied",
     "roots": "Permission denied",
-    "file": "File exists",
+    "file": "Not a directory",
     "link": "Not a directory",
     "own-file": "Not a directory",
     "own-link": "Not a directory",
