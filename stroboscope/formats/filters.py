@@ -182,7 +182,7 @@ class Slicer:
         places: set[int] = set()
         for at, frame in enumerate(table.frames):
             is_label = frame.file in keys and not frame.line
-            if not is_label and profile.library_of(frame) is None:
+            if not is_label and profile.native_mapping_of(frame) is None:
                 places.add(at)
             self._breathe()
         return _Python(profile.mapping, places)

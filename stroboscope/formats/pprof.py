@@ -221,8 +221,8 @@ class _Writer:
 
     def _mapping_of(self, frame: Frame) -> int:
         """Its number; the first where the profile has none for a native frame."""
-        library = self._profile.library_of(frame)
-        return 1 if library is None else library + 2
+        native = self._profile.native_mapping_of(frame)
+        return 1 if native is None else native + 2
 
     def _samples(self) -> bytearray:
         table = self._table

@@ -169,7 +169,7 @@ class Profile:
         """Sum of one value over all samples."""
         return sum(sample.values[index] for sample in self.samples)
 
-    def library_of(self, frame: Frame) -> int | None:
+    def native_mapping_of(self, frame: Frame) -> int | None:
         """Which of `mappings` a native frame is in; None for one that is in `mapping`."""
         if frame.address:
             for at, one in enumerate(self.mappings):

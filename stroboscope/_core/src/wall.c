@@ -27,7 +27,7 @@ static sb_ledger *windows[SB_WALL_WINDOWS_MAX];
 static seat *seats, *seats_before; /* highest id first, as the interpreter's list */
 static size_t seat_count, seat_room, seat_room_before;
 static uint64_t last_ns; /* 0: no tick yet */
-static int is_ticking;
+static int is_ticking;   /* also while a task's own Python code runs */
 static size_t cursor;    /* how far the looks at sets of tasks have come */
 
 static int
@@ -203,7 +203,7 @@ static void
 tick(PyObject *sets)
 {
     if (is_ticking) {
-        return; /* the application's code runs, in a tick of another thread */
+        return;
     }
     is_ticking = 1;
     uint64_t now = sb_now_ns();
